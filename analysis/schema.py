@@ -1,0 +1,205 @@
+"""The published schema: one struct per table of a results directory.
+
+Every table starts with the columns of `STAMP`, which the recorder adds: who wrote the row, in which incarnation, and
+the row's number there. Times in a struct are seconds of the writing node's monotonic clock; the merge turns every
+column whose name ends in `_s` and is listed in `TIME_COLUMNS` into seconds since the run began.
+
+This module is a leaf that everyone may import: it knows neither Arrow nor the cluster.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """Levels of a node that must stay below their bounds and return to base. Bytes and counts; -1 means no bound."""
+
+    role: str = ""
+    queue_depth: int = 0
+    queue_max: int = -1
+    active: int = 0
+    active_max: int = -1
+    open_requests: int = 0
+    open_requests_max: int = -1
+    kv_bytes: int = 0
+    kv_bytes_max: int = -1
+    workers_ready: int = -1
+    breakers_open: int = -1
+    tokens_made: int = 0
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Consecutive delivered tokens that came from one attempt in one message."""
+
+    index: int
+    count: int
+    submission: int
+    attempt: int
+    worker: str
+    worker_incarnation: int
+    received_s: float
+
+
+class RequestRow(msgspec.Struct, frozen=True):
+    """One request, written once by its client when it ends.
+
+    outcome: completed, failed, refused or cancelled. code: empty when completed. `first_token_s` is None when no
+    token came. `strays` counts chunks that arrived and were not delivered (late, duplicate or superseded).
+    """
+
+    TABLE: ClassVar[str] = "requests"
+    TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("intended_s", "sent_s", "first_token_s", "ended_s", "deadline_s")
+
+    request_id: str
+    model: str
+    session_id: str
+    turn: int
+    prompt_id: str
+    prompt_tokens: int
+    max_tokens: int
+    intended_s: float
+    sent_s: float
+    first_token_s: float | None
+    ended_s: float
+    deadline_s: float
+    outcome: str
+    code: str
+    finish: str
+    submissions: int
+    cached_tokens: int
+    strays: int
+    tokens: list[int]
+    segments: list[Segment]
+
+
+class AttemptRow(msgspec.Struct, frozen=True):
+    """One attempt as one side saw it, written when it ends there.
+
+    side: `controller` or `worker`. begun_s: dispatched (controller) or received (worker). started_s: given to the
+    engine (worker only). index: completion position at which the attempt began. tokens: how many it made (worker) or
+    how many were taken from it (controller). outcome: completed, failed, refused, withdrawn, superseded or discarded
+    (never started: late or duplicate). deadline_s is in the clock of the row's node.
+    """
+
+    TABLE: ClassVar[str] = "attempts"
+    TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("begun_s", "started_s", "first_token_s", "ended_s", "deadline_s")
+
+    side: str
+    request_id: str
+    submission: int
+    attempt: int
+    worker: str
+    worker_incarnation: int
+    begun_s: float
+    started_s: float | None
+    first_token_s: float | None
+    ended_s: float
+    deadline_s: float
+    index: int
+    tokens: int
+    outcome: str
+    code: str
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """Something that happened. kind: see `EVENT_KINDS`. subject: the node (or phase) it is about."""
+
+    TABLE: ClassVar[str] = "events"
+    TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("time_s",)
+
+    time_s: float
+    kind: str
+    subject: str = ""
+    request_id: str = ""
+    submission: int = 0
+    attempt: int = 0
+    detail: str = ""
+
+
+EVENT_KINDS: dict[str, str] = {
+    "node_started": "a node's shell began to drive it",
+    "node_stopped": "a node's shell ended it on request",
+    "link_up": "the node's bus connection is up and its subscription flushed",
+    "link_down": "the node noticed that its bus connection is gone",
+    "worker_joined": "the controller heard a new incarnation of the worker for the first time",
+    "worker_ready": "the controller may route to the worker",
+    "worker_suspected": "heartbeats of the worker are overdue: no new work for it",
+    "worker_dead": "the worker is declared dead: its open attempts are given up",
+    "breaker_opened": "the worker's circuit breaker opened",
+    "breaker_half_open": "one probe may pass",
+    "breaker_closed": "the worker's circuit breaker closed",
+    "request_accepted": "the controller put a request into its ledger",
+    "request_resumed": "the controller took a known request again from its client",
+    "attempt_started": "the worker gave an attempt to its engine",
+    "attempt_discarded": "the worker refused to start an attempt: late, duplicate, superseded or not for it",
+    "retry": "the controller will try a request again",
+    "migration": "a broken stream goes on elsewhere from the tokens already delivered",
+    "stale_report": "the controller dropped news of an attempt that it had given up",
+    "resubmitted": "the client submitted a request again",
+    "stray_chunk": "the client dropped a chunk that it no longer wanted or had already",
+    "model_state": "a model changed state on a worker",
+    "engine_died": "a worker's engine ended",
+    "host_stall": "the host did not run our process for a while",
+    "run_started": "the world is up: time zero of all tables",
+    "phase_started": "a phase of the experiment began",
+    "phase_ended": "a phase of the experiment ended",
+    "run_ended": "the last phase is over and the load has drained",
+    "guard": "a stop condition was met",
+    "note": "a remark of the director",
+}
+
+
+class NodeRow(msgspec.Struct, frozen=True):
+    """A sample of one node: its gauges, its process and its link. None where a value cannot be had here."""
+
+    TABLE: ClassVar[str] = "nodes"
+    TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("time_s",)
+
+    time_s: float
+    role: str
+    queue_depth: int
+    queue_max: int
+    active: int
+    active_max: int
+    open_requests: int
+    open_requests_max: int
+    kv_bytes: int
+    kv_bytes_max: int
+    workers_ready: int
+    breakers_open: int
+    tokens_made: int
+    link_up: bool
+    messages_in: int
+    messages_out: int
+    subscriptions: int
+    loop_lag_s: float
+    cpu_share: float | None = None
+    resident_bytes: int | None = None
+    mlx_active_bytes: int | None = None
+    mlx_peak_bytes: int | None = None
+    gpu_busy: float | None = None
+    gpu_busy_reason: str = ""
+
+
+class FaultRow(msgspec.Struct, frozen=True):
+    """One fault, written by the director when it ends. None: it never came to that. evidence: JSON."""
+
+    TABLE: ClassVar[str] = "faults"
+    TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("injected_s", "verified_s", "healed_s")
+
+    name: str
+    kind: str
+    target: str
+    parameters: str
+    injected_s: float | None
+    verified: bool
+    verified_s: float | None
+    healed_s: float | None
+    heal_verified: bool
+    evidence: str
+
+
+Row = RequestRow | AttemptRow | EventRow | NodeRow | FaultRow
+ROW_TYPES: tuple[type[Row], ...] = (RequestRow, AttemptRow, EventRow, NodeRow, FaultRow)
+STAMP: dict[str, type] = {"node": str, "incarnation": int, "sequence": int}

@@ -1,0 +1,187 @@
+"""The one contract between the pure nodes (client, controller, worker) and the shells that drive them.
+
+A node is a plain synchronous object. The shell calls `handle(event, now)` and carries out the returned commands in
+order; it asks `next_wake()` afterwards and sends a `Wake` at that time. `now` is the node's own monotonic clock in
+seconds. A node never sleeps, awaits, opens a socket, reads a clock, starts a thread or uses global randomness.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from analysis.schema import Gauges, Row
+from cluster.protocol import Message, Token
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened to a node."""
+
+
+class Received(Event, frozen=True):
+    """A message arrived on the node's inbox."""
+
+    message: Message
+
+
+class LinkUp(Event, frozen=True):
+    """The bus is reachable and the node's subscription has been flushed: it may announce itself."""
+
+
+class LinkDown(Event, frozen=True):
+    """The bus connection is lost. Sends fail until the next LinkUp; nothing is buffered."""
+
+    reason: str = ""
+
+
+class SendFailed(Event, frozen=True):
+    """A Send of this node was not put on the wire."""
+
+    to: str
+    message: Message
+
+
+class NoResponders(Event, frozen=True):
+    """The broker said that nobody subscribes to the addressee of this Send."""
+
+    to: str
+    message: Message
+
+
+class Wake(Event, frozen=True):
+    """The time that `next_wake` named has come (or passed)."""
+
+
+class SequenceProgress(msgspec.Struct, frozen=True):
+    """New tokens of one engine sequence.
+
+    tokens and times_s have equal length; times are in the node's clock, seconds. finish: None while it runs, else
+    `stop` (an end token came; it is not among the tokens), `length`, or `error`.
+    """
+
+    sequence: int
+    tokens: tuple[Token, ...]
+    times_s: tuple[float, ...]
+    finish: str | None = None
+    cached_tokens: int = 0
+
+
+class EngineReport(Event, frozen=True):
+    """The engine's news: at a first token, at a finish, and `stream.flush_s` after its last report.
+
+    steps: decode steps since the last report. One report names all sequences that have news, in order of insertion.
+    """
+
+    progress: tuple[SequenceProgress, ...]
+    steps: int = 0
+
+
+class ModelLoaded(Event, frozen=True):
+    """A Load has ended: the model is in memory and has run one token."""
+
+    model: str
+    load_s: float = 0.0
+    kv_bytes_per_token: int = 0
+
+
+class ModelFailed(Event, frozen=True):
+    """A Load has failed for good."""
+
+    model: str
+    reason: str
+
+
+class EngineDied(Event, frozen=True):
+    """The engine's thread has ended. All its sequences are lost; it makes no more reports."""
+
+    reason: str
+
+
+class Ask(Event, frozen=True):
+    """To a client, from its caller: complete this prompt. `intended_s` is when it should have been sent."""
+
+    request_id: str
+    model: str
+    prompt: tuple[Token, ...]
+    max_tokens: int
+    intended_s: float
+    timeout_s: float
+    session_id: str | None = None
+    turn: int = 0
+    prompt_id: str = ""
+
+
+class Abandon(Event, frozen=True):
+    """To a client, from its caller: the answer is not wanted any more."""
+
+    request_id: str
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Something that a node wants done."""
+
+
+class Send(Command, frozen=True):
+    """Publish to a node, at most once. With `needs_responder` a missing subscriber comes back as NoResponders."""
+
+    to: str
+    message: Message
+    needs_responder: bool = False
+
+
+class Insert(Command, frozen=True):
+    """Start a sequence in the engine at its next step boundary. `max_tokens` new tokens at most."""
+
+    sequence: int
+    model: str
+    tokens: tuple[Token, ...]
+    max_tokens: int
+
+
+class Remove(Command, frozen=True):
+    """Take a sequence out of the engine at its next step boundary; its later tokens are dropped."""
+
+    sequence: int
+
+
+class Load(Command, frozen=True):
+    """Load a model and run one token. Ends in ModelLoaded or ModelFailed."""
+
+    model: str
+
+
+class Unload(Command, frozen=True):
+    """Drop a model from memory."""
+
+    model: str
+
+
+class Record(Command, frozen=True):
+    """Append a row to the history."""
+
+    row: Row
+
+
+class Deliver(Command, frozen=True):
+    """From a client to its caller: tokens of a request, and its end (`finish` or `code`) at most once."""
+
+    request_id: str
+    tokens: tuple[Token, ...]
+    finish: str | None = None
+    code: str | None = None
+
+
+class Node(Protocol):
+    """What a shell can drive."""
+
+    name: str
+    incarnation: int
+
+    def handle(self, event: Event, now: float) -> Sequence[Command]:
+        """Change the node's state and say what is to be done, in order."""
+
+    def next_wake(self) -> float | None:
+        """When the node wants a Wake, in its own clock; None while it waits for nothing."""
+
+    def gauges(self) -> Gauges:
+        """The node's present levels, for sampling. Changes nothing."""

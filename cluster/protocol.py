@@ -1,0 +1,213 @@
+"""Every message on the wire and every subject name.
+
+Messages are msgspec structs in MessagePack, told apart by a tag. Clocks: every node has its own monotonic clock in
+seconds and no two are assumed equal. A field named `deadline_s` is in the *receiver's* clock (see `ClockBound`), and
+only the incarnation it was computed for may believe it, so the message names that incarnation too.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+Token = int
+"""A token id of the model's vocabulary."""
+
+
+class ClockBound:
+    """A lower bound of another node's clock, learnt from the times it puts into its messages.
+
+    A message that says `sent_s` and arrives at our `now` proves `their clock - our clock >= sent_s - now`, because
+    travel takes time. The largest such value is the tightest bound. A deadline translated with it is never too late.
+    """
+
+    __slots__ = ("ahead_s",)
+
+    def __init__(self) -> None:
+        self.ahead_s: float | None = None
+
+    def observe(self, sent_s: float, now: float) -> None:
+        """Learn from a message sent at `sent_s` (their clock) and received at `now` (ours), both in seconds."""
+        ahead = sent_s - now
+        if self.ahead_s is None or ahead > self.ahead_s:
+            self.ahead_s = ahead
+
+    def to_theirs(self, time_s: float) -> float:
+        """Our time in seconds as a not later time of their clock. Raises ValueError before the first observation."""
+        if self.ahead_s is None:
+            raise ValueError("no message from that node yet: its clock is unknown")
+        return time_s + self.ahead_s
+
+
+class AttemptId(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Names one execution of a request on one worker.
+
+    submission: how often the client has submitted the request (from 1). attempt: the controller's count (from 1).
+    """
+
+    request_id: str
+    submission: int
+    attempt: int
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="type"):
+    pass
+
+
+class Ping(_Message, frozen=True, array_like=True, tag="ping"):
+    """Client to controller: are you there, and what does your clock say?"""
+
+    client: str
+
+
+class Pong(_Message, frozen=True, array_like=True, tag="pong"):
+    """Controller to client. `sent_s` is the controller's clock."""
+
+    controller: str
+    incarnation: int
+    sent_s: float
+
+
+class Submit(_Message, frozen=True, array_like=True, tag="submit"):
+    """Client to controller: complete `prompt`, of which `delivered` tokens have reached the caller already."""
+
+    client: str
+    controller_incarnation: int
+    request_id: str
+    submission: int
+    model: str
+    prompt: tuple[Token, ...]
+    delivered: tuple[Token, ...]
+    max_tokens: int
+    deadline_s: float
+    session_id: str | None = None
+
+
+class Accepted(_Message, frozen=True, array_like=True, tag="accepted"):
+    """Controller to client: the request is in the ledger."""
+
+    request_id: str
+    submission: int
+
+
+class Cancel(_Message, frozen=True, array_like=True, tag="cancel"):
+    """Client to controller: nobody waits for this request any more."""
+
+    client: str
+    request_id: str
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """A run of consecutive tokens of one request, made by one attempt on one worker.
+
+    index: position of the first token in the completion (prompt excluded, tokens of earlier attempts included).
+    times_s: when the engine made each token, worker's clock. finish: `stop` or `length` on the last chunk.
+    code: set instead of finish when the attempt (worker to controller) or the request (controller to client) failed.
+    """
+
+    attempt: AttemptId
+    index: int
+    tokens: tuple[Token, ...] = ()
+    times_s: tuple[float, ...] = ()
+    finish: str | None = None
+    code: str | None = None
+    worker: str = ""
+    worker_incarnation: int = 0
+    cached_tokens: int = 0
+
+
+class Delivery(_Message, frozen=True, array_like=True, tag="delivery"):
+    """Controller to client: news of its streams. Each chunk comes with the submission that the client last made."""
+
+    controller_incarnation: int
+    chunks: tuple[tuple[int, Chunk], ...]
+
+
+class ModelState(msgspec.Struct, frozen=True, array_like=True):
+    """A model on a worker. state: cold, loading, warm or failed."""
+
+    model: str
+    state: str
+
+
+class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
+    """Worker to controller, complete in itself: whoever hears one can route to the worker.
+
+    `sent_s` is the worker's clock. `engine_silent_s`: for how long the engine has owed a report, 0 when it owes none.
+    """
+
+    worker: str
+    incarnation: int
+    sent_s: float
+    models: tuple[ModelState, ...]
+    queue_depth: int
+    active: int
+    batch_max: int
+    draining: bool
+    engine_silent_s: float = 0.0
+
+
+class Dispatch(_Message, frozen=True, array_like=True, tag="dispatch"):
+    """Controller to worker: continue `prompt` + `delivered`. `max_tokens` counts the delivered ones too."""
+
+    attempt: AttemptId
+    controller: str
+    worker_incarnation: int
+    model: str
+    prompt: tuple[Token, ...]
+    delivered: tuple[Token, ...]
+    max_tokens: int
+    deadline_s: float
+    session_id: str | None = None
+
+
+class Withdraw(_Message, frozen=True, array_like=True, tag="withdraw"):
+    """Controller to worker: nobody waits for this attempt any more; free its slot."""
+
+    attempt: AttemptId
+
+
+class Drain(_Message, frozen=True, array_like=True, tag="drain"):
+    """To a worker: finish what you have, take nothing new."""
+
+
+class StreamReport(_Message, frozen=True, array_like=True, tag="report"):
+    """Worker to controller: news of all its streams in one message."""
+
+    worker: str
+    incarnation: int
+    sent_s: float
+    chunks: tuple[Chunk, ...]
+
+
+Message = (
+    Ping | Pong | Submit | Accepted | Cancel | Delivery | Heartbeat | Dispatch | Withdraw | Drain | StreamReport
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> Message:
+    """The message in `payload`. Raises msgspec.DecodeError (ValidationError when the shape is wrong)."""
+    return _decoder.decode(payload)
+
+
+class Subject:
+    """Subject names. A node's one subscription is `inbox(node).>`; what is sent to it goes to `inbox(node).in`."""
+
+    PREFIX: ClassVar[str] = "mlxc"
+
+    @classmethod
+    def inbox(cls, node: str) -> str:
+        """Root of all subjects of one node."""
+        return f"{cls.PREFIX}.{node}"
+
+    @classmethod
+    def of(cls, node: str) -> str:
+        """Where messages to a node are published."""
+        return f"{cls.PREFIX}.{node}.in"
