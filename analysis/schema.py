@@ -183,20 +183,25 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 
 class FaultRow(msgspec.Struct, frozen=True):
-    """One fault, written by the director when it ends. None: it never came to that. evidence: JSON."""
+    """One fault, written by the director when it ends. None: it never came to that.
+
+    targets: node names. parameters and evidence: JSON objects. explains: error codes that callers may see because of
+    this fault, from its injection until the experiment's recovery limit after its heal.
+    """
 
     TABLE: ClassVar[str] = "faults"
     TIME_COLUMNS: ClassVar[tuple[str, ...]] = ("injected_s", "verified_s", "healed_s")
 
     name: str
     kind: str
-    target: str
+    targets: list[str]
     parameters: str
     injected_s: float | None
     verified: bool
     verified_s: float | None
     healed_s: float | None
     heal_verified: bool
+    explains: list[str]
     evidence: str
 
 

@@ -1,0 +1,91 @@
+"""A recorded run, read back: the tables of a results directory as pandas frames, and what is known about the run."""
+
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+import yaml
+
+
+class UnreadableError(Exception):
+    """A results directory or a file in it cannot be read. The message is one line for the user."""
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: facts that the tables do not hold.
+
+    invariants: numbers that this world can judge for this experiment, declared before the run. exact_tokens: greedy
+    tokens must equal the reference exactly (float32 CPU, timed engine). Otherwise `log_probability_gap_max` says how
+    far a delivered token may lie below the best one of the reference model.
+    """
+
+    run_id: str
+    experiment: str
+    world: str
+    seed: int
+    complete: bool
+    ended_by: str
+    invariants: list[int]
+    exact_tokens: bool = True
+    log_probability_gap_max: float = 0.0
+    notes: list[str] = []
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """A phase as it really ran, seconds since the run began. end_s is infinite in a run that was cut there."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+class History(msgspec.Struct, frozen=True):
+    """Everything that checkers, criteria and reports are functions of. Frames have the columns of analysis.schema.
+
+    references: columns prompt_id (str), tokens (list of int): the greedy completion of each prompt, at least as long
+    as the largest output cap that was asked for it, or ended by an end token; None where there is no oracle.
+    """
+
+    info: RunInfo
+    experiment: dict[str, object]
+    requests: pd.DataFrame
+    attempts: pd.DataFrame
+    events: pd.DataFrame
+    nodes: pd.DataFrame
+    faults: pd.DataFrame
+    schedule: pd.DataFrame
+    references: pd.DataFrame | None
+
+    def phases(self) -> list[Phase]:
+        """The phases in order, from the director's events."""
+        started = self.events[self.events["kind"] == "phase_started"]
+        ends = self.events[self.events["kind"] == "phase_ended"].set_index("subject")["time_s"]
+        return [
+            Phase(str(row.subject), float(row.time_s), float(ends.get(row.subject, float("inf"))))
+            for row in started.sort_values("time_s").itertuples()
+        ]
+
+
+def read_info(directory: Path) -> RunInfo:
+    """`run.json` of a results directory. Raises UnreadableError."""
+    path = directory / "run.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunInfo)
+    except FileNotFoundError:
+        raise UnreadableError(f"{directory}: no run.json here; is this a results directory?") from None
+    except msgspec.DecodeError as error:
+        raise UnreadableError(f"{path}: not a run description: {error}") from None
+
+
+def read_experiment(directory: Path) -> dict[str, object]:
+    """The fully resolved experiment of a results directory. Raises UnreadableError."""
+    path = directory / "experiment.yaml"
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UnreadableError(f"{path}: missing") from None
+    except yaml.YAMLError as error:
+        raise UnreadableError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, dict):
+        raise UnreadableError(f"{path}: expected a mapping")
+    return loaded

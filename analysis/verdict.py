@@ -1,0 +1,104 @@
+"""The verdict of a run: four outcomes, their merge, and the shape of `verdict.json`."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Outcome(StrEnum):
+    """pass: shown. fail: refuted. inconclusive: too few samples to say. invalid: the run did not do what it claims."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+    NOT_APPLICABLE = "not_applicable"
+
+
+EXIT_CODES: dict[Outcome, int] = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 3, Outcome.INVALID: 4}
+_WORST_FIRST = (Outcome.INVALID, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS)
+
+
+def merge(outcomes: list[Outcome]) -> Outcome:
+    """The verdict of a whole: the worst part, invalid before fail before inconclusive before pass.
+
+    Parts that are not applicable do not count. A whole without any part that counts proves nothing: inconclusive.
+    """
+    for outcome in _WORST_FIRST:
+        if outcome in outcomes:
+            return outcome
+    return Outcome.INCONCLUSIVE
+
+
+class CriterionResult(msgspec.Struct, frozen=True):
+    """One expectation, measured. interval: two-sided bounds of `measured` in `unit`, or None where there is none.
+
+    limit: for people, such as `>= 0.99`. explanation: one sentence that a reader needs to agree with the verdict.
+    """
+
+    name: str
+    verdict: Outcome
+    measured: float | None
+    limit: str
+    unit: str
+    samples: int
+    interval: tuple[float, float] | None
+    explanation: str
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """One breach of an invariant. request_id is empty when it is not about one request."""
+
+    time_s: float | None
+    request_id: str
+    node: str
+    text: str
+
+
+class InvariantResult(msgspec.Struct, frozen=True):
+    """One invariant, judged over the whole history. violations: how many; examples: the first few."""
+
+    number: int
+    name: str
+    verdict: Outcome
+    violations: int
+    explanation: str
+    examples: list[Violation] = []
+
+
+class FaultResult(msgspec.Struct, frozen=True):
+    """One fault as it really happened, seconds since the run began. evidence: what proved it, and its heal."""
+
+    kind: str
+    target: str
+    injected_s: float | None
+    verified: bool
+    healed_s: float | None
+    evidence: dict[str, object]
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """How the offered requests ended. offered is the sum of the others."""
+
+    offered: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    in_flight: int = 0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What `verdict.json` holds. reasons: the sentences that decide, most important first. suffered: request ids."""
+
+    verdict: Outcome
+    experiment: str
+    world: str
+    seed: int
+    complete: bool
+    reasons: list[str]
+    counts: Counts
+    criteria: list[CriterionResult]
+    invariants: list[InvariantResult]
+    faults: list[FaultResult]
+    suffered: list[str] = []
