@@ -59,10 +59,11 @@ class History(msgspec.Struct, frozen=True):
     def phases(self) -> list[Phase]:
         """The phases in order, from the director's events."""
         started = self.events[self.events["kind"] == "phase_started"]
-        ends = self.events[self.events["kind"] == "phase_ended"].set_index("subject")["time_s"]
+        ended = self.events[self.events["kind"] == "phase_ended"]
+        ends: dict[str, float] = dict(zip(ended["subject"], ended["time_s"], strict=True))
         return [
-            Phase(str(row.subject), float(row.time_s), float(ends.get(row.subject, float("inf"))))
-            for row in started.sort_values("time_s").itertuples()
+            Phase(row["subject"], row["time_s"], ends.get(row["subject"], float("inf")))
+            for row in started.sort_values("time_s").to_dict("records")
         ]
 
 

@@ -1,0 +1,117 @@
+"""Every tunable of the cluster, with unit and default. Seconds, bytes and counts; the unit is last in the name."""
+
+from typing import Annotated
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class LinkPolicy(_Section, frozen=True):
+    """The bus connection of every node. A silent link is noticed after about `ping_s * (pings_outstanding_max + 1)`."""
+
+    ping_s: Seconds = 1.0
+    pings_outstanding_max: Count = 2
+    reconnect_s: Seconds = 0.25
+    connect_s: Seconds = 1.0
+    pending_messages_max: Count = 65_536
+
+
+class ClientPolicy(_Section, frozen=True):
+    """What a caller of the cluster does to get its answer."""
+
+    deadline_s: Seconds = 10.0
+    ping_s: Seconds = 0.5
+    contact_lost_s: Seconds = 2.0
+    accept_s: Seconds = 1.0
+    resubmit_max: Count = 8
+    resubmit_backoff_s: Seconds = 0.1
+    open_requests_max: Count = 2_000
+
+
+class MembershipPolicy(_Section, frozen=True):
+    """Liveness by the controller's own clock.
+
+    `dead_after_s` is longer than it takes a node to notice its own lost link, so that a controller which is cut off
+    itself does not bury its workers.
+    """
+
+    heartbeat_s: Seconds = 0.5
+    suspect_after_s: Seconds = 1.6
+    dead_after_s: Seconds = 5.0
+    workers_max: Count = 10_000
+
+
+class TimeoutPolicy(_Section, frozen=True):
+    """Three timeouts of an attempt; the total is the request's own deadline."""
+
+    first_token_s: Seconds = 2.0
+    between_tokens_s: Seconds = 1.5
+
+
+class RetryPolicy(_Section, frozen=True):
+    """Retries wait `uniform(0, min(backoff_max_s, backoff_s * 2**n))` (full jitter) and are paid from a budget.
+
+    The budget is a token bucket: each new request adds `budget_share`, each retry takes one, `budget_burst` at most.
+    """
+
+    max_attempts: Count = 3
+    backoff_s: Seconds = 0.05
+    backoff_max_s: Seconds = 1.0
+    budget_share: Share = 0.2
+    budget_burst: Count = 100
+
+
+class BreakerPolicy(_Section, frozen=True):
+    """Circuit breaker per worker, judged by the outcome of streams. Open times double up to `open_max_s`."""
+
+    enabled: bool = True
+    failures_to_open: Count = 3
+    open_s: Seconds = 1.0
+    open_max_s: Seconds = 4.0
+
+
+class RoutingPolicy(_Section, frozen=True):
+    """Who gets the next attempt. A session's worker is left when it has `affinity_slack` more open than the least."""
+
+    affinity: bool = True
+    affinity_slack: Count = 4
+    sessions_max: Count = 10_000
+    requests_max: Count = 4_000
+
+
+class StreamPolicy(_Section, frozen=True):
+    """Streams: how long tokens are gathered, and whether a broken stream goes on elsewhere."""
+
+    flush_s: Seconds = 0.05
+    migration: bool = True
+
+
+class WorkerPolicy(_Section, frozen=True):
+    """Limits of one worker."""
+
+    batch_max: Count = 8
+    prefill_batch_max: Count = 8
+    prefill_step_tokens: Count = 512
+    queue_max: Count = 64
+    context_max_tokens: Count = 4_096
+
+
+class Policy(_Section, frozen=True):
+    """All of it. Profiles are YAML files in `cluster/policies/` that name only what differs."""
+
+    link: LinkPolicy = LinkPolicy()
+    client: ClientPolicy = ClientPolicy()
+    membership: MembershipPolicy = MembershipPolicy()
+    timeout: TimeoutPolicy = TimeoutPolicy()
+    retry: RetryPolicy = RetryPolicy()
+    breaker: BreakerPolicy = BreakerPolicy()
+    routing: RoutingPolicy = RoutingPolicy()
+    stream: StreamPolicy = StreamPolicy()
+    worker: WorkerPolicy = WorkerPolicy()
