@@ -3,7 +3,6 @@
 Everything is validated before anything starts, and an error names the file, the field and what was expected.
 """
 
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -12,29 +11,11 @@ import msgspec
 
 from analysis.criterion import Criterion
 from cluster.policy import Policy, Seconds
-
-Positive = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-_RATE = re.compile(r"^(?P<value>\d+(\.\d+)?)\s*(?P<unit>/s|%)$")
+from workloads.spec import Positive, WorkloadSpec
 
 
 class ExperimentError(Exception):
     """The user's experiment file or setting is wrong. The message is one line: which file, which field, what."""
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """Requests per second, absolute or as a share of measured capacity; exactly one is set."""
-
-    per_s: float | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Rate":
-        """From `12/s` or `60%`. Raises ValueError."""
-        match = _RATE.match(text.strip())
-        if match is None or float(match["value"]) <= 0:
-            raise ValueError(f"expected a positive rate such as 12/s or 60%, got {text!r}")
-        value = float(match["value"])
-        return cls(per_s=value) if match["unit"] == "/s" else cls(share=value / 100)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,20 +31,6 @@ class ClusterSpec(_Section, frozen=True):
     broker_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     toxiproxy_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     toxiproxy_url: str | None = None
-
-
-class WorkloadSpec(_Section, frozen=True):
-    """Open-loop chat traffic. Token ranges are inclusive [least, most]."""
-
-    arrivals: str = "poisson"
-    rate: str = "35%"
-    rate_min: str | None = None
-    rate_max: str | None = None
-    sessions: Positive = 24
-    turns_max: Positive = 6
-    prompt_tokens: tuple[Positive, Positive] = (24, 64)
-    output_tokens: tuple[Positive, Positive] = (12, 24)
-    generators: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
 
 
 class PhaseSpec(_Section, frozen=True):
