@@ -44,6 +44,8 @@ class History(msgspec.Struct, frozen=True):
 
     references: columns prompt_id (str), tokens (list of int): the greedy completion of each prompt, at least as long
     as the largest output cap that was asked for it, or ended by an end token; None where there is no oracle.
+    token_gaps: columns request_id (str), index (int), gap (float): how far the reference model puts a delivered token
+    below its best one, in log probability, for every token of a stream that differs; None where nobody measured it.
     """
 
     info: RunInfo
@@ -55,6 +57,7 @@ class History(msgspec.Struct, frozen=True):
     faults: pd.DataFrame
     schedule: pd.DataFrame
     references: pd.DataFrame | None
+    token_gaps: pd.DataFrame | None = None
 
     def phases(self) -> list[Phase]:
         """The phases in order, from the director's events."""
