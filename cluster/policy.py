@@ -24,14 +24,18 @@ class LinkPolicy(_Section, frozen=True):
 
 
 class ClientPolicy(_Section, frozen=True):
-    """What a caller of the cluster does to get its answer."""
+    """What a caller of the cluster does to get its answer.
+
+    A submission that is not accepted within `accept_s`, or an accepted request without any news for `silence_s`
+    (longer than the controller needs to give up an attempt), is submitted again, `resubmit_max` times at most.
+    """
 
     deadline_s: Seconds = 10.0
     ping_s: Seconds = 0.5
     contact_lost_s: Seconds = 2.0
     accept_s: Seconds = 1.0
+    silence_s: Seconds = 5.0
     resubmit_max: Count = 8
-    resubmit_backoff_s: Seconds = 0.1
     open_requests_max: Count = 2_000
 
 
@@ -78,10 +82,14 @@ class BreakerPolicy(_Section, frozen=True):
 
 
 class RoutingPolicy(_Section, frozen=True):
-    """Who gets the next attempt. A session's worker is left when it has `affinity_slack` more open than the least."""
+    """Who gets the next attempt. A session's worker is left when it has `affinity_slack` more open than the least.
+
+    A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most.
+    """
 
     affinity: bool = True
     affinity_slack: Count = 4
+    hold_s: Seconds = 1.0
     sessions_max: Count = 10_000
     requests_max: Count = 4_000
 

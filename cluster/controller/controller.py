@@ -1,0 +1,458 @@
+"""ControllerNode: takes requests from clients, gives attempts to workers, and hands every token on exactly once."""
+
+from collections.abc import Sequence
+from random import Random
+
+from analysis.schema import AttemptRow, EventRow, Gauges
+from cluster.controller.breaker import BreakerState, CircuitBreaker
+from cluster.controller.ledger import Attempt, Entry, Ledger
+from cluster.controller.membership import Change, Liveness, Membership
+from cluster.controller.retry import RetryHandler
+from cluster.controller.routing import choose
+from cluster.controller.sessions import SessionRegistry
+from cluster.controller.timeouts import TimeoutHandler
+from cluster.errors import TRAITS, Code
+from cluster.node import (
+    Command,
+    Event,
+    LinkDown,
+    LinkUp,
+    NoResponders,
+    Received,
+    Record,
+    Send,
+    SendFailed,
+    Wake,
+)
+from cluster.policy import Policy
+from cluster.protocol import (
+    Accepted,
+    AttemptId,
+    Cancel,
+    Chunk,
+    Delivery,
+    Dispatch,
+    Heartbeat,
+    Ping,
+    Pong,
+    StreamReport,
+    Submit,
+    Withdraw,
+)
+
+
+class ControllerNode:
+    """Sans-IO controller. A new incarnation learns its workers from their next heartbeats."""
+
+    def __init__(self, name: str, incarnation: int, policy: Policy, random: Random) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self._policy = policy
+        self._membership = Membership(policy.membership)
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self._outstanding: dict[str, int] = {}
+        self._ledger = Ledger(policy.routing.requests_max)
+        self._sessions = SessionRegistry(policy.routing.sessions_max)
+        self._retries = RetryHandler(policy.retry, random)
+        self._timeouts = TimeoutHandler(policy.timeout)
+        self._link = False
+        self._settled_s = float("inf")
+        self._tokens_delivered = 0
+
+    def handle(self, event: Event, now: float) -> Sequence[Command]:
+        """See cluster.node.Node."""
+        match event:
+            case Received(StreamReport() as report):
+                return self._report(report, now)
+            case Received(Heartbeat() as heartbeat):
+                return self._changes(self._membership.heard(heartbeat, now), now)
+            case Received(Submit() as submit):
+                return self._submit(submit, now)
+            case Received(Ping(client)):
+                return [Send(client, Pong(self.name, self.incarnation, now))]
+            case Received(Cancel(_, request_id)):
+                return self._cancel(request_id, now)
+            case Wake():
+                return self._wake(now)
+            case LinkUp():
+                return self._link_up(now)
+            case LinkDown(reason):
+                return self._link_down(reason, now)
+            case NoResponders(to, Dispatch() as dispatch):
+                changes = self._changes(self._membership.unreachable(to, now), now)
+                return [*changes, *self._attempt_lost(dispatch.attempt, Code.WORKER_UNREACHABLE, now)]
+            case SendFailed(_, Dispatch() as dispatch):
+                return self._attempt_lost(dispatch.attempt, Code.CONTROLLER_UNREACHABLE, now)
+            case _:
+                return []
+
+    def next_wake(self) -> float | None:
+        """See cluster.node.Node."""
+        timeout_s, sweep_s = self._timeouts.next(), self._membership.next_sweep()
+        if timeout_s is None or sweep_s is None:
+            return sweep_s if timeout_s is None else timeout_s
+        return min(timeout_s, sweep_s)
+
+    def gauges(self) -> Gauges:
+        """See cluster.node.Node."""
+        members = self._membership.members.values()
+        return Gauges(
+            role="controller",
+            active=sum(self._outstanding.values()),
+            open_requests=len(self._ledger),
+            open_requests_max=self._policy.routing.requests_max,
+            workers_ready=sum(member.liveness is Liveness.READY for member in members),
+            breakers_open=sum(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values()),
+            tokens_made=self._tokens_delivered,
+        )
+
+    def workers(self) -> dict[str, tuple[str, str]]:
+        """Liveness and breaker state of every known worker, for people who watch."""
+        return {
+            worker: (member.liveness.value, self._breakers[worker].state.value)
+            for worker, member in self._membership.members.items()
+        }
+
+    def _link_up(self, now: float) -> list[Command]:
+        self._link = True
+        # Until every worker has had time for a heartbeat, an empty membership means ignorance, not an empty cluster.
+        self._settled_s = now + 2 * self._policy.membership.heartbeat_s
+        self._membership.see_again(now)
+        commands: list[Command] = [_event(now, "link_up", self.name)]
+        for entry in self._ledger.entries():
+            if entry.attempt is None:
+                commands += self._dispatch(entry, now)
+        return commands
+
+    def _link_down(self, reason: str, now: float) -> list[Command]:
+        """Give up all attempts without blame: their tokens are lost on the way to us, and workers give them up too."""
+        self._link = False
+        self._membership.go_blind()
+        commands: list[Command] = [_event(now, "link_down", self.name, detail=reason)]
+        for entry in self._ledger.entries():
+            if entry.attempt is not None:
+                commands += self._close_attempt(entry, "failed", Code.CONTROLLER_UNREACHABLE, now)
+                commands += self._park(entry, now)
+        for worker, breaker in self._breakers.items():
+            # What failed while our own link was silent was not the workers' fault.
+            commands += _transition(worker, breaker.pardon(), now)
+        return commands
+
+    def _submit(self, submit: Submit, now: float) -> list[Command]:
+        if submit.controller_incarnation != self.incarnation:
+            # Its deadline is in another clock; the pong tells the client who we are, and it submits again.
+            return [Send(submit.client, Pong(self.name, self.incarnation, now))]
+        entry = self._ledger.get(submit.request_id)
+        if entry is not None:
+            return self._resume(entry, submit, now)
+        entry = Entry(submit)
+        code = self._refusal(submit, now)
+        if code is not None:
+            return [self._failure(entry, code)]
+        self._ledger.add(entry)
+        self._retries.request_arrived()
+        return [
+            _event(now, "request_accepted", submit.client, submit.request_id, submit.submission),
+            Send(submit.client, Accepted(submit.request_id, submit.submission)),
+            *self._dispatch(entry, now),
+        ]
+
+    def _refusal(self, submit: Submit, now: float) -> Code | None:
+        if now >= submit.deadline_s:
+            return Code.DEADLINE_EXCEEDED
+        if self._ledger.full:
+            return Code.OVERLOADED
+        if not submit.prompt or submit.max_tokens <= len(submit.delivered):
+            return Code.INVALID_REQUEST
+        if self._membership.any_alive() and not self._membership.knows_model(submit.model):
+            return Code.MODEL_NOT_FOUND
+        return None
+
+    def _resume(self, entry: Entry, submit: Submit, now: float) -> list[Command]:
+        """The client asks again for a request that is running: continue, and send what it has missed."""
+        commands: list[Command] = []
+        if submit.submission > entry.submit.submission:
+            entry.submit = submit
+            missed = submit.delivered if len(submit.delivered) > len(entry.tokens) else ()
+            if missed:
+                # The client knows more than we do: an earlier life of ours made it. Our attempt is behind.
+                entry.tokens = list(missed)
+                if entry.attempt is not None:
+                    commands += self._withdraw(entry, "superseded", "", now)
+                    commands += self._dispatch(entry, now)
+            parts = tuple((submit.submission, chunk) for chunk in entry.after(len(submit.delivered)))
+            if parts:
+                commands.append(Send(submit.client, Delivery(self.incarnation, parts)))
+            commands.append(_event(now, "request_resumed", submit.client, entry.id, submit.submission))
+        return [Send(submit.client, Accepted(entry.id, entry.submit.submission)), *commands]
+
+    def _dispatch(self, entry: Entry, now: float) -> list[Command]:
+        """Start the next attempt, or arrange for what happens when nobody can take it."""
+        entry.retry_s = None
+        if not self._link:
+            return self._park(entry, now)
+        session = entry.submit.session_id
+        commands: list[Command] = []
+        eligible = self._eligible(entry.submit.model, now, commands)
+        preferred = self._sessions.preferred(session) if session is not None else None
+        worker = choose(self._policy.routing, eligible, self._outstanding, entry.excluded, preferred)
+        if worker is None:
+            return commands + self._nobody(entry, now)
+        entry.attempts_made += 1
+        entry.hold_until_s = None
+        member = self._membership.members[worker]
+        attempt_id = AttemptId(entry.id, entry.submit.submission, entry.attempts_made)
+        entry.attempt = Attempt(attempt_id, worker, member.heartbeat.incarnation, len(entry.tokens), now)
+        self._outstanding[worker] = self._outstanding.get(worker, 0) + 1
+        self._breakers[worker].dispatched(attempt_id)
+        if session is not None:
+            self._sessions.served(session, worker)
+        self._timeouts.arm(entry)
+        dispatch = Dispatch(
+            attempt_id,
+            self.name,
+            member.heartbeat.incarnation,
+            entry.submit.model,
+            entry.submit.prompt,
+            tuple(entry.tokens),
+            entry.submit.max_tokens,
+            member.clock.to_theirs(entry.deadline_s),
+            session,
+        )
+        return [*commands, Send(worker, dispatch, needs_responder=True)]
+
+    def _eligible(self, model: str, now: float, commands: list[Command]) -> list[str]:
+        workers: list[str] = []
+        for worker, member in self._membership.members.items():
+            if member.serves(model):
+                breaker = self._breakers[worker]
+                commands += _transition(worker, breaker.ripen(now), now)
+                if breaker.allows():
+                    workers.append(worker)
+        return workers
+
+    def _nobody(self, entry: Entry, now: float) -> list[Command]:
+        if now < self._settled_s:
+            entry.retry_s = self._settled_s
+            self._timeouts.arm(entry)
+            return []
+        if entry.hold_until_s is None:
+            entry.hold_until_s = now + self._policy.routing.hold_s
+        if now < entry.hold_until_s and self._membership.serves(entry.submit.model):
+            # Somebody could take it but for an open breaker or this request's own exclusions: that may pass.
+            entry.retry_s = min(entry.hold_until_s, now + self._policy.retry.backoff_s)
+            self._timeouts.arm(entry)
+            return []
+        entry.attempts_made += 1
+        return self._retry_or_end(entry, entry.last_code or Code.NO_WORKERS_AVAILABLE, now)
+
+    def _park(self, entry: Entry, now: float) -> list[Command]:
+        """Wait for our own link; only the deadline ends it earlier."""
+        entry.retry_s = None
+        self._timeouts.arm(entry)
+        return []
+
+    def _report(self, report: StreamReport, now: float) -> list[Command]:
+        self._membership.heard_report(report.worker, report.incarnation, report.sent_s, now)
+        commands: list[Command] = []
+        news: dict[str, list[tuple[int, Chunk]]] = {}
+        for chunk in report.chunks:
+            entry = self._ledger.get(chunk.attempt.request_id)
+            if entry is None or entry.attempt is None or entry.attempt.id != chunk.attempt:
+                commands += _stale(report.worker, chunk, now)
+            elif chunk.index != len(entry.tokens):
+                commands += self._attempt_failed(entry, Code.STREAM_BROKEN, now)
+            else:
+                commands += self._progress(entry, entry.attempt, chunk, news, now)
+        deliveries = [Send(client, Delivery(self.incarnation, tuple(parts))) for client, parts in news.items()]
+        return [*deliveries, *commands]
+
+    def _progress(
+        self, entry: Entry, attempt: Attempt, chunk: Chunk, news: dict[str, list[tuple[int, Chunk]]], now: float
+    ) -> list[Command]:
+        """Take a chunk of the present attempt; what goes to the client is added to `news`."""
+        if chunk.tokens:
+            attempt.news_s = now
+            attempt.tokens += len(chunk.tokens)
+            if attempt.first_token_s is None:
+                attempt.first_token_s = now
+            entry.tokens += chunk.tokens
+            entry.chunks.append(chunk)
+            self._tokens_delivered += len(chunk.tokens)
+        if chunk.tokens or chunk.finish is not None:
+            for_client = Chunk(
+                chunk.attempt,
+                chunk.index,
+                chunk.tokens,
+                finish=chunk.finish,
+                worker=attempt.worker,
+                worker_incarnation=attempt.worker_incarnation,
+                cached_tokens=chunk.cached_tokens,
+            )
+            news.setdefault(entry.submit.client, []).append((entry.submit.submission, for_client))
+        if chunk.finish is not None:
+            breaker_change = self._breakers[attempt.worker].succeeded(attempt.id)
+            closed = self._close_attempt(entry, "completed", "", now)
+            self._forget(entry)
+            return [*closed, *_transition(attempt.worker, breaker_change, now)]
+        if chunk.code is not None:
+            return self._attempt_failed(entry, Code(chunk.code), now, told_by_worker=True)
+        self._timeouts.arm(entry)
+        return []
+
+    def _attempt_lost(self, attempt_id: AttemptId, code: Code, now: float) -> list[Command]:
+        entry = self._ledger.get(attempt_id.request_id)
+        if entry is None or entry.attempt is None or entry.attempt.id != attempt_id:
+            return []
+        if code is Code.CONTROLLER_UNREACHABLE:
+            return [*self._close_attempt(entry, "failed", code, now), *self._park(entry, now)]
+        return self._attempt_failed(entry, code, now)
+
+    def _attempt_failed(self, entry: Entry, code: Code, now: float, told_by_worker: bool = False) -> list[Command]:
+        """End the present attempt with `code`; try elsewhere, or end the request."""
+        assert entry.attempt is not None
+        attempt = entry.attempt
+        worker, broken = attempt.worker, attempt.first_token_s is not None
+        outcome = "refused" if TRAITS[code].refusal else "failed"
+        if told_by_worker:
+            commands = self._close_attempt(entry, outcome, code, now)
+        else:
+            commands = self._withdraw(entry, outcome, code, now)
+        entry.excluded += (worker,)
+        entry.last_code = code
+        if TRAITS[code].blames_worker:
+            commands += _transition(worker, self._breakers[worker].failed(attempt.id, now), now)
+        if broken and not self._policy.stream.migration:
+            return commands + self._end(entry, code, now)
+        return commands + self._retry_or_end(entry, code, now)
+
+    def _retry_or_end(self, entry: Entry, code: Code, now: float) -> list[Command]:
+        retry_s = self._retries.plan(code, entry.attempts_made, now, entry.deadline_s)
+        if retry_s is None:
+            return self._end(entry, code, now)
+        entry.retry_s = retry_s
+        self._timeouts.arm(entry)
+        kind = "migration" if entry.tokens else "retry"
+        return [_event(now, kind, self.name, entry.id, entry.submit.submission, entry.attempts_made, code)]
+
+    def _withdraw(self, entry: Entry, outcome: str, code: str, now: float) -> list[Command]:
+        assert entry.attempt is not None
+        withdraw = Send(entry.attempt.worker, Withdraw(entry.attempt.id))
+        return [*([withdraw] if self._link else []), *self._close_attempt(entry, outcome, code, now)]
+
+    def _close_attempt(self, entry: Entry, outcome: str, code: str, now: float) -> list[Command]:
+        attempt = entry.attempt
+        assert attempt is not None
+        entry.attempt = None
+        self._outstanding[attempt.worker] -= 1
+        if outcome != "completed" and not (code and TRAITS[Code(code)].blames_worker):
+            self._breakers[attempt.worker].withdrawn(attempt.id)
+        row = AttemptRow(
+            side="controller",
+            request_id=entry.id,
+            submission=attempt.id.submission,
+            attempt=attempt.id.attempt,
+            worker=attempt.worker,
+            worker_incarnation=attempt.worker_incarnation,
+            begun_s=attempt.begun_s,
+            started_s=None,
+            first_token_s=attempt.first_token_s,
+            ended_s=now,
+            deadline_s=entry.deadline_s,
+            index=attempt.index,
+            tokens=attempt.tokens,
+            outcome=outcome,
+            code=code,
+        )
+        return [Record(row)]
+
+    def _end(self, entry: Entry, code: Code, now: float) -> list[Command]:
+        """The request ends with an error."""
+        commands: list[Command] = []
+        if entry.attempt is not None:
+            commands = self._withdraw(entry, "withdrawn", code, now)
+        self._forget(entry)
+        return [*commands, self._failure(entry, code)]
+
+    def _failure(self, entry: Entry, code: Code) -> Send:
+        submit = entry.submit
+        chunk = Chunk(AttemptId(entry.id, submit.submission, entry.attempts_made), len(entry.tokens), code=code)
+        return Send(submit.client, Delivery(self.incarnation, ((submit.submission, chunk),)))
+
+    def _forget(self, entry: Entry) -> None:
+        self._timeouts.disarm(entry)
+        self._ledger.remove(entry)
+
+    def _cancel(self, request_id: str, now: float) -> list[Command]:
+        entry = self._ledger.get(request_id)
+        if entry is None:
+            return []
+        commands: list[Command] = []
+        if entry.attempt is not None:
+            commands = self._withdraw(entry, "withdrawn", Code.CANCELLED, now)
+        self._forget(entry)
+        return commands
+
+    def _wake(self, now: float) -> list[Command]:
+        commands = self._changes(self._membership.sweep(now), now)
+        for request_id in self._timeouts.due(now):
+            entry = self._ledger.get(request_id)
+            assert entry is not None
+            code = self._timeouts.expired(entry, now)
+            if code is Code.DEADLINE_EXCEEDED:
+                commands += self._end(entry, code, now)
+            elif code is not None:
+                commands += self._attempt_failed(entry, code, now)
+            elif entry.attempt is None:
+                commands += self._dispatch(entry, now)
+            else:
+                self._timeouts.arm(entry)
+        return commands
+
+    def _changes(self, changes: list[Change], now: float) -> list[Command]:
+        commands: list[Command] = []
+        for change in changes:
+            worker = change.worker
+            self._breakers.setdefault(worker, CircuitBreaker(self._policy.breaker))
+            if change.joined:
+                incarnation = self._membership.members[worker].heartbeat.incarnation
+                commands.append(_event(now, "worker_joined", worker, detail=f"incarnation {incarnation}"))
+            if change.restarted or change.liveness is Liveness.DEAD:
+                commands += self._lose_worker(worker, now)
+            commands.append(_event(now, f"worker_{change.liveness}", worker, detail=change.reason))
+        return commands
+
+    def _lose_worker(self, worker: str, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for entry in self._ledger.entries():
+            if entry.attempt is not None and entry.attempt.worker == worker:
+                commands += self._attempt_failed(entry, Code.WORKER_LOST, now)
+        return commands
+
+
+def _stale(worker: str, chunk: Chunk, now: float) -> list[Command]:
+    """News of an attempt that was given up. Our Withdraw may have been lost: say it again while the attempt runs."""
+    attempt = chunk.attempt
+    row = _event(now, "stale_report", worker, attempt.request_id, attempt.submission, attempt.attempt)
+    if chunk.finish is not None or chunk.code is not None:
+        return [row]
+    return [row, Send(worker, Withdraw(attempt))]
+
+
+def _transition(worker: str, state: BreakerState | None, now: float) -> list[Command]:
+    if state is None:
+        return []
+    kind = "breaker_opened" if state is BreakerState.OPEN else f"breaker_{state}"
+    return [_event(now, kind, worker)]
+
+
+def _event(
+    now: float,
+    kind: str,
+    subject: str,
+    request_id: str = "",
+    submission: int = 0,
+    attempt: int = 0,
+    detail: str = "",
+) -> Record:
+    return Record(EventRow(now, kind, subject, request_id, submission, attempt, detail))

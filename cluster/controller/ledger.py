@@ -1,0 +1,109 @@
+"""The ledger: every request the controller has accepted and not ended, and its present attempt."""
+
+from cluster.errors import Code
+from cluster.protocol import AttemptId, Chunk, Submit, Token
+
+
+class Attempt:
+    """One execution on one worker, as the controller sees it. Times in the controller's clock, seconds."""
+
+    __slots__ = ("begun_s", "first_token_s", "id", "index", "news_s", "tokens", "worker", "worker_incarnation")
+
+    def __init__(self, attempt: AttemptId, worker: str, worker_incarnation: int, index: int, now: float) -> None:
+        self.id = attempt
+        self.worker = worker
+        self.worker_incarnation = worker_incarnation
+        self.index = index
+        self.begun_s = now
+        self.news_s = now
+        self.first_token_s: float | None = None
+        self.tokens = 0
+
+
+class Entry:
+    """A request. `tokens` is the completion so far, `chunks` where each part of it came from.
+
+    Either `attempt` is set (it runs on a worker), or `retry_s` (it will be tried then), or it waits for our own link.
+    """
+
+    __slots__ = (
+        "attempt",
+        "attempts_made",
+        "chunks",
+        "deadline_s",
+        "excluded",
+        "hold_until_s",
+        "last_code",
+        "retry_s",
+        "submit",
+        "tokens",
+    )
+
+    def __init__(self, submit: Submit) -> None:
+        self.submit = submit
+        self.deadline_s = submit.deadline_s
+        self.tokens: list[Token] = list(submit.delivered)
+        self.chunks: list[Chunk] = []
+        self.attempt: Attempt | None = None
+        self.attempts_made = 0
+        self.excluded: tuple[str, ...] = ()
+        self.retry_s: float | None = None
+        self.hold_until_s: float | None = None
+        self.last_code: Code | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.submit.request_id
+
+    def after(self, index: int) -> list[Chunk]:
+        """What the ledger knows of the completion from `index` on, as chunks with their origin."""
+        parts: list[Chunk] = []
+        for chunk in self.chunks:
+            end = chunk.index + len(chunk.tokens)
+            if end > index:
+                skip = max(0, index - chunk.index)
+                parts.append(
+                    Chunk(
+                        chunk.attempt,
+                        chunk.index + skip,
+                        chunk.tokens[skip:],
+                        worker=chunk.worker,
+                        worker_incarnation=chunk.worker_incarnation,
+                    )
+                )
+        return parts
+
+
+class Ledger:
+    """Open requests by id, at most `requests_max`."""
+
+    def __init__(self, requests_max: int) -> None:
+        self.requests_max = requests_max
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return len(self._entries) >= self.requests_max
+
+    def get(self, request_id: str) -> Entry | None:
+        """The open request, None when it is unknown or has ended."""
+        return self._entries.get(request_id)
+
+    def add(self, entry: Entry) -> None:
+        """Take a request in; the caller has checked `full` and that it is new."""
+        assert entry.id not in self._entries
+        assert not self.full
+        self._entries[entry.id] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """Forget a request that has ended."""
+        del self._entries[entry.id]
+
+    def entries(self) -> list[Entry]:
+        """All open requests, oldest first."""
+        return list(self._entries.values())

@@ -1,0 +1,148 @@
+"""Who is there: liveness of workers by the controller's own clock, and what they last said of themselves."""
+
+from enum import StrEnum
+
+from cluster.policy import MembershipPolicy
+from cluster.protocol import ClockBound, Heartbeat
+from cluster.timers import Timers
+
+
+class Liveness(StrEnum):
+    """ready: may get work. suspected: overdue, no new work. dead: overdue for so long that its work is given up."""
+
+    READY = "ready"
+    SUSPECTED = "suspected"
+    DEAD = "dead"
+
+
+class Member:
+    """One worker in its newest incarnation."""
+
+    __slots__ = ("clock", "heard_s", "heartbeat", "liveness", "warm")
+
+    def __init__(self, heartbeat: Heartbeat, now: float) -> None:
+        self.heartbeat = heartbeat
+        self.clock = ClockBound()
+        self.heard_s = now
+        self.liveness = Liveness.READY
+        self.warm: tuple[str, ...] = ()
+
+    def serves(self, model: str) -> bool:
+        """Whether the worker can start a request for `model` at once."""
+        return self.liveness is Liveness.READY and model in self.warm and not self.heartbeat.draining
+
+
+class Change:
+    """A member's step from one state to another. `restarted`: an incarnation that we knew is gone for good."""
+
+    __slots__ = ("joined", "liveness", "reason", "restarted", "worker")
+
+    def __init__(
+        self, worker: str, liveness: Liveness, reason: str = "", *, joined: bool = False, restarted: bool = False
+    ) -> None:
+        self.worker = worker
+        self.liveness = liveness
+        self.reason = reason
+        self.joined = joined
+        self.restarted = restarted
+
+
+class Membership:
+    """All workers the controller has heard of; bounded by `workers_max`."""
+
+    def __init__(self, policy: MembershipPolicy) -> None:
+        self._policy = policy
+        self._timers: Timers[str] = Timers()
+        self._blind = False
+        self.members: dict[str, Member] = {}
+
+    def heard(self, heartbeat: Heartbeat, now: float) -> list[Change]:
+        """Take in a heartbeat. A lower incarnation than the known one is a ghost and changes nothing."""
+        member = self.members.get(heartbeat.worker)
+        changes: list[Change] = []
+        if member is None or heartbeat.incarnation > member.heartbeat.incarnation:
+            if member is None and len(self.members) >= self._policy.workers_max:
+                return []
+            restarted = member is not None
+            member = self.members[heartbeat.worker] = Member(heartbeat, now)
+            changes.append(Change(heartbeat.worker, Liveness.READY, joined=True, restarted=restarted))
+        elif heartbeat.incarnation < member.heartbeat.incarnation:
+            return []
+        elif member.liveness is not Liveness.READY:
+            changes.append(Change(heartbeat.worker, Liveness.READY, "heard again"))
+        member.heartbeat = heartbeat
+        member.warm = tuple(state.model for state in heartbeat.models if state.state == "warm")
+        self._alive(heartbeat.worker, member, heartbeat.sent_s, now)
+        return changes
+
+    def heard_report(self, worker: str, incarnation: int, sent_s: float, now: float) -> None:
+        """A report of tokens proves that a ready worker lives; it does not revive one that is overdue."""
+        member = self.members.get(worker)
+        if member is not None and member.heartbeat.incarnation == incarnation and member.liveness is Liveness.READY:
+            self._alive(worker, member, sent_s, now)
+
+    def unreachable(self, worker: str, now: float) -> list[Change]:
+        """The broker says that nobody listens there: suspect the worker until it is heard again."""
+        member = self.members.get(worker)
+        if member is None or member.liveness is not Liveness.READY:
+            return []
+        member.liveness = Liveness.SUSPECTED
+        self._timers.set(worker, member.heard_s + self._policy.dead_after_s)
+        return [Change(worker, Liveness.SUSPECTED, "no subscriber")]
+
+    def go_blind(self) -> None:
+        """Our own link is down: silence proves nothing about others until `see_again`."""
+        self._blind = True
+
+    def see_again(self, now: float) -> None:
+        """Our link is back: everybody gets the full time to be heard."""
+        self._blind = False
+        for worker, member in self.members.items():
+            if member.liveness is not Liveness.DEAD:
+                member.heard_s = now
+                self._timers.set(worker, now + self._policy.suspect_after_s)
+
+    def sweep(self, now: float) -> list[Change]:
+        """Suspect or bury those whose time is up."""
+        changes: list[Change] = []
+        for worker in self._timers.due(now):
+            member = self.members[worker]
+            silent_s = now - member.heard_s
+            if self._blind:
+                continue
+            if silent_s >= self._policy.dead_after_s:
+                member.liveness = Liveness.DEAD
+                changes.append(Change(worker, Liveness.DEAD, f"silent for {silent_s:.2f} s"))
+                continue
+            if member.liveness is Liveness.READY:
+                member.liveness = Liveness.SUSPECTED
+                changes.append(Change(worker, Liveness.SUSPECTED, f"silent for {silent_s:.2f} s"))
+            self._timers.set(worker, member.heard_s + self._policy.dead_after_s)
+        return changes
+
+    def next_sweep(self) -> float | None:
+        """When `sweep` has something to do."""
+        return self._timers.next()
+
+    def knows_model(self, model: str) -> bool:
+        """Whether any worker that is not dead names the model, in whatever state."""
+        return any(
+            model == state.model
+            for member in self.members.values()
+            if member.liveness is not Liveness.DEAD
+            for state in member.heartbeat.models
+        )
+
+    def serves(self, model: str) -> bool:
+        """Whether any worker could start a request for `model` at once."""
+        return any(member.serves(model) for member in self.members.values())
+
+    def any_alive(self) -> bool:
+        """Whether any worker is not dead."""
+        return any(member.liveness is not Liveness.DEAD for member in self.members.values())
+
+    def _alive(self, worker: str, member: Member, sent_s: float, now: float) -> None:
+        member.liveness = Liveness.READY
+        member.heard_s = now
+        member.clock.observe(sent_s, now)
+        self._timers.set(worker, now + self._policy.suspect_after_s)
