@@ -1,0 +1,131 @@
+"""From a short closed-loop probe to the rate of the run: how much the cluster can do, and how much to offer it."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from workloads.spec import Rate, WorkloadSpec
+
+COMPLETIONS_MIN = 8
+SHARE_BUSY = 0.9
+
+
+class CapacityUnknown(Exception):
+    """The probe saw too little to tell the capacity. The message is one line."""
+
+
+class InfeasibleRate(Exception):
+    """The experiment asks for more than the cluster can do. The message is one line."""
+
+
+class ProbePlan(msgspec.Struct, frozen=True):
+    """A closed loop: `in_flight` requests are kept open for `warm_up_s`, then for `measure_s` that count. Seconds."""
+
+    in_flight: int
+    warm_up_s: float
+    measure_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """How long new requests are sent, in seconds."""
+        return self.warm_up_s + self.measure_s
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A request of the probe that completed: when, in seconds since the probe began, and with how many new tokens."""
+
+    ended_s: float
+    tokens: int
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What the cluster can do, and from how many completions in how many seconds that is known."""
+
+    requests_per_s: float
+    tokens_per_s: float
+    completions: int
+    window_s: float
+
+
+class ResolvedRate(msgspec.Struct, frozen=True):
+    """The rate of a run in requests per second, and one line that says where it comes from."""
+
+    per_s: float
+    statement: str
+
+
+def plan_probe(workers: int, batch_max: int, *, warm_up_s: float = 1.0, measure_s: float = 3.0) -> ProbePlan:
+    """Twice as many requests in flight as the workers' batches hold: every batch is full whenever a slot frees up."""
+    return ProbePlan(in_flight=2 * batch_max * workers, warm_up_s=warm_up_s, measure_s=measure_s)
+
+
+def estimate_capacity(completions: Iterable[Completion], plan: ProbePlan) -> Capacity:
+    """The rate of completions after the warm-up and before the probe's end.
+
+    The tail, in which nothing new is sent and batches run empty, does not count. Raises CapacityUnknown when fewer
+    than COMPLETIONS_MIN requests completed in the window.
+    """
+    counted = [done for done in completions if plan.warm_up_s < done.ended_s <= plan.duration_s]
+    if len(counted) < COMPLETIONS_MIN:
+        raise CapacityUnknown(
+            f"capacity probe: {len(counted)} requests completed in {plan.measure_s:g} s, "
+            f"at least {COMPLETIONS_MIN} are needed; probe longer, or give the rate in requests per second"
+        )
+    return Capacity(
+        requests_per_s=len(counted) / plan.measure_s,
+        tokens_per_s=sum(done.tokens for done in counted) / plan.measure_s,
+        completions=len(counted),
+        window_s=plan.measure_s,
+    )
+
+
+def needs_capacity(spec: WorkloadSpec) -> bool:
+    """Whether the spec's rate cannot be known without measuring the cluster."""
+    return any(text is not None and Rate.parse(text).share is not None for text in _texts(spec).values())
+
+
+def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float | None) -> ResolvedRate:
+    """The spec's rate, within its bounds, in requests per second.
+
+    capacity_requests_per_s: None when it was not measured. Raises InfeasibleRate when an absolute rate or rate_min is
+    above the capacity (a share above 100 % asks for overload and gets it), CapacityUnknown when a share has no
+    capacity to be a share of, ValueError when the capacity is not positive.
+    """
+    if capacity_requests_per_s is None and needs_capacity(spec):
+        raise CapacityUnknown(f"rate {spec.rate} is relative, and the capacity of the cluster was not measured")
+    if capacity_requests_per_s is not None and not capacity_requests_per_s > 0:
+        raise ValueError(f"expected a positive capacity, got {capacity_requests_per_s:g} requests/s")
+    asked = {field: _per_s(text, capacity_requests_per_s) for field, text in _texts(spec).items() if text is not None}
+    field, per_s = "rate", asked["rate"]
+    if "rate_min" in asked and asked["rate_min"] > per_s:
+        field, per_s = "rate_min", asked["rate_min"]
+    # A ceiling is a safety limit, so it has the last word.
+    if "rate_max" in asked and asked["rate_max"] < per_s:
+        field, per_s = "rate_max", asked["rate_max"]
+    text = _texts(spec)[field] or ""
+    origin = text if field == "rate" else f"{field} {text} instead of {spec.rate}"
+    if capacity_requests_per_s is None:
+        return ResolvedRate(per_s, f"{per_s:.1f} requests/s ({origin}); capacity not measured")
+    share = per_s / capacity_requests_per_s
+    measured = f"{share:.0%} of the measured capacity of {capacity_requests_per_s:.1f} requests/s"
+    if share > 1 and Rate.parse(text).per_s is not None:
+        raise InfeasibleRate(f"{field} {text} is {measured}: lower it, add workers, or give a share such as 60%")
+    statement = f"{per_s:.1f} requests/s ({origin}), {measured}"
+    if share > 1:
+        statement += "; this is overload: the queue grows for as long as it lasts"
+    elif share > SHARE_BUSY:
+        statement += f"; above {SHARE_BUSY:.0%} queues grow long and latency says little about the fault"
+    return ResolvedRate(per_s, statement)
+
+
+def _texts(spec: WorkloadSpec) -> dict[str, str | None]:
+    return {"rate": spec.rate, "rate_min": spec.rate_min, "rate_max": spec.rate_max}
+
+
+def _per_s(text: str, capacity_requests_per_s: float | None) -> float:
+    rate = Rate.parse(text)
+    if rate.per_s is not None:
+        return rate.per_s
+    if rate.share is None or capacity_requests_per_s is None:
+        raise CapacityUnknown(f"rate {text} is relative, and the capacity of the cluster was not measured")
+    return rate.share * capacity_requests_per_s
