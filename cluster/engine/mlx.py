@@ -101,6 +101,13 @@ class _Model:
         stats, self.stats = self.stats, self.window.enter_context(self.generator.stats())
         return stats
 
+    def close(self) -> BatchStats:
+        """Let go of the model, whoever still refers to this object. Returns the last of `take_stats`."""
+        self.window.close()
+        self.generator.close()
+        del self.generator
+        return self.stats
+
 
 class MlxEngine:
     """Greedy decoding of many sequences and models at once.
@@ -204,7 +211,7 @@ class MlxEngine:
         finally:
             # Reversed, because each generator restores the wired limit that it found when it was made.
             for model in reversed(self._models.values()):
-                model.generator.close()
+                model.close()
             self._models.clear()
             self._sequences.clear()
 
@@ -215,7 +222,8 @@ class MlxEngine:
             if busy:
                 turn += 1
                 self._step(busy[turn % len(busy)])
-            self._report_if_due()
+            if self._must_report or self._clock() - self._reported_s >= self._flush_s:
+                self._report()
 
     def _apply_commands(self) -> bool:
         """Apply what waits; sleep while there is nothing to compute or to report. False: the engine is to end."""
@@ -301,10 +309,8 @@ class MlxEngine:
         for sequence in model.live.values():
             sequence.finish = "error"
             self._must_report = True
-        self._totals = self._totals.plus(model.take_stats())
         model.live.clear()
-        model.generator.close()
-        del model.generator
+        self._totals = self._totals.plus(model.close())
         gc.collect()  # a generator and its batches refer to each other
         mx.clear_cache()
         self._publish()
@@ -330,10 +336,6 @@ class MlxEngine:
                     continue  # its token is the end token
             sequence.tokens.append(response.token)
             sequence.times_s.append(now)
-
-    def _report_if_due(self) -> None:
-        if self._must_report or self._clock() - self._reported_s >= self._flush_s:
-            self._report()
 
     def _report(self) -> None:
         """Emit all news of all sequences, if there is any."""

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -172,17 +173,18 @@ def _write_tiny(directory: Path) -> None:
 
 
 def _weights() -> dict[str, NDArray[np.float32]]:
-    # RandomState's stream is frozen for ever, and uniform numbers need no libm: the same bytes on every host.
+    # RandomState's stream is frozen for ever, and neither uniform numbers nor square roots depend on the libm: every
+    # host makes the same bytes.
     random = np.random.RandomState(_SEED)
 
     def matrix(rows: int, columns: int, bound: float) -> NDArray[np.float32]:
         return (_SCALE * random.uniform(-bound, bound, (rows, columns))).astype(np.float32)
 
     def linear(rows: int, columns: int) -> NDArray[np.float32]:
-        return matrix(rows, columns, columns**-0.5)
+        return matrix(rows, columns, 1 / math.sqrt(columns))
 
     ones = np.ones(_HIDDEN, np.float32)
-    tensors = {"model.embed_tokens.weight": matrix(_VOCABULARY, _HIDDEN, (3 / _HIDDEN) ** 0.5)}
+    tensors = {"model.embed_tokens.weight": matrix(_VOCABULARY, _HIDDEN, math.sqrt(3 / _HIDDEN))}
     for layer in range(_LAYERS):
         prefix = f"model.layers.{layer}"
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
