@@ -1,0 +1,90 @@
+"""Invariant 7: a healed cluster returns to its steady state within the recovery limit, and stays there."""
+
+import pandas as pd
+
+from analysis.checkers.finding import judged, records, violation
+from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s
+from analysis.history import History
+from analysis.timeline import breakers, membership, states_at
+from analysis.verdict import InvariantResult, Outcome, Violation
+
+NUMBER = 7
+NAME = "a healed cluster is whole again within the recovery limit"
+# A queue is drained when it is no longer than it ever was before the fault, give or take a chance arrival or two.
+_QUEUE_SLACK = 2
+
+
+def check(history: History) -> InvariantResult:
+    """From `recovery_limit_s` after each heal until the next injection or the run's end: all workers ready, all
+    breakers closed, and no worker's queue above its baseline (two samples in a row; one may be a chance arrival).
+
+    A span that ends before the limit has passed shows nothing either way, unless the cluster is whole by then.
+    """
+    if not fault_windows(history):
+        return InvariantResult(NUMBER, NAME, Outcome.NOT_APPLICABLE, 0, "no fault was injected")
+    limit_s = recovery_limit_s(history)
+    spans = quiet_spans(history)
+    found: list[Violation] = []
+    unknown = 0
+    for span in spans:
+        due_s = span.start_s + limit_s
+        if due_s <= span.end_s:
+            found += _breaches(history, span, due_s)
+        elif _breaches(history, span, span.end_s):
+            unknown += 1
+    if found:
+        return judged(NUMBER, NAME, found, "")
+    if unknown or not spans:
+        text = "the run ended before the recovery limit had passed after the heal"
+        return InvariantResult(NUMBER, NAME, Outcome.INCONCLUSIVE, 0, text)
+    return judged(NUMBER, NAME, [], f"whole again within {limit_s:g} s of every heal, and stayed so")
+
+
+def _breaches(history: History, span: QuietSpan, due_s: float) -> list[Violation]:
+    found = []
+    wanted = ((membership(history.events), "ready", "worker"), (breakers(history.events), "closed", "breaker of"))
+    for changes, good, what in wanted:
+        at_due = [(due_s, worker, state) for worker, state in states_at(changes, due_s).items()]
+        after = changes[(changes["time_s"] > due_s) & (changes["time_s"] <= span.end_s)]
+        later = list(zip(after["time_s"], after["worker"], after["state"], strict=True))
+        found += [
+            Violation(time_s, "", worker, f"{what} {worker} is {state} {time_s - span.start_s:.1f} s after the heal")
+            for time_s, worker, state in at_due + later
+            if state != good
+        ]
+    return found + _missing(history, due_s) + _undrained(history, span, due_s)
+
+
+def _missing(history: History, due_s: float) -> list[Violation]:
+    cluster = history.experiment.get("cluster")
+    count = cluster.get("workers") if isinstance(cluster, dict) else None
+    known = len(states_at(membership(history.events), due_s))
+    if not isinstance(count, int) or known >= count:
+        return []
+    return [Violation(due_s, "", "", f"only {known} of {count} workers ever joined")]
+
+
+def _undrained(history: History, span: QuietSpan, due_s: float) -> list[Violation]:
+    samples = history.nodes[history.nodes["role"] == "worker"].sort_values(["node", "time_s"])
+    baseline = _baseline(history, samples)
+    base = 0 if baseline.empty else int(baseline["queue_depth"].max())
+    late = samples[samples["time_s"].between(due_s, span.end_s)]
+    over = late["queue_depth"] > base + _QUEUE_SLACK
+    twice = late[over & over.groupby(late["node"]).shift(1, fill_value=False)].drop_duplicates("node")
+    return [
+        violation(
+            row,
+            f"{row['queue_depth']} requests wait on {row['node']} {row['time_s'] - span.start_s:.1f} s after the heal, "
+            f"at most {base} did before",
+            "time_s",
+        )
+        for row in records(twice)
+    ]
+
+
+def _baseline(history: History, samples: pd.DataFrame) -> pd.DataFrame:
+    name = history.experiment.get("baseline_phase", "baseline")
+    for phase in history.phases():
+        if phase.name == name:
+            return samples[samples["time_s"].between(phase.start_s, phase.end_s)]
+    return samples.iloc[:0]

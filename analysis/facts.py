@@ -1,0 +1,184 @@
+"""Facts that checkers, metrics and the judge share: what was offered, what came of it, and when faults were on."""
+
+import math
+import re
+
+import msgspec
+import pandas as pd
+
+from analysis.history import History
+from analysis.verdict import Counts
+
+DEADLINE_TOLERANCE_S = 1.0
+"""How long after its deadline a request may still end: a timer's wake and the way back to the caller."""
+
+CLOCK_TOLERANCE_S = 0.25
+"""How far two nodes' times may lie apart after the merge."""
+
+ENDED_OUTCOMES = ("completed", "failed", "refused", "cancelled")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+class CannotJudge(Exception):
+    """The history lacks what a check or metric needs. The message says what, as a sentence without a full stop."""
+
+
+class FaultWindow(msgspec.Struct, frozen=True):
+    """When a fault was on, seconds since the run began; healed_s is infinite while nobody healed it."""
+
+    name: str
+    kind: str
+    targets: tuple[str, ...]
+    injected_s: float
+    healed_s: float
+    explains: tuple[str, ...]
+
+    def overlaps(self, start_s: float, end_s: float, linger_s: float = 0.0) -> bool:
+        """Whether the fault, or the `linger_s` seconds after its heal, touches the closed span."""
+        return self.injected_s <= end_s and start_s <= self.healed_s + linger_s
+
+
+class QuietSpan(msgspec.Struct, frozen=True):
+    """From the heal of a fault until the next injection, or the run's end."""
+
+    fault: FaultWindow
+    start_s: float
+    end_s: float
+
+
+def policy(history: History, section: str, name: str) -> float:
+    """A number of the resolved policy. Raises CannotJudge when the experiment has none."""
+    sections = history.experiment.get("policy")
+    values = sections.get(section) if isinstance(sections, dict) else None
+    value = values.get(name) if isinstance(values, dict) else None
+    if not isinstance(value, int | float):
+        raise CannotJudge(f"the experiment does not say policy.{section}.{name}")
+    return float(value)
+
+
+def recovery_limit_s(history: History) -> float:
+    """How long after a heal the experiment allows. Raises CannotJudge when it does not say."""
+    limit = history.experiment.get("recovery_limit_s")
+    if not isinstance(limit, int | float):
+        raise CannotJudge("the experiment does not say recovery_limit_s")
+    return float(limit)
+
+
+def run_end_s(history: History) -> float:
+    """When the run ended; in a run that was cut, the last moment of which anybody told."""
+    ended = history.events.loc[history.events["kind"] == "run_ended", "time_s"]
+    if len(ended):
+        return float(ended.max())
+    told = [
+        history.events["time_s"].max(),
+        history.requests["ended_s"].max(),
+        history.attempts["ended_s"].max(),
+        history.nodes["time_s"].max(),
+    ]
+    return max((float(time_s) for time_s in told if not math.isnan(time_s)), default=0.0)
+
+
+def due(history: History) -> pd.DataFrame:
+    """The rows of the schedule whose time had come when the run ended."""
+    return history.schedule[history.schedule["intended_s"] <= run_end_s(history)]
+
+
+def finished(history: History) -> pd.DataFrame:
+    """The request rows of this run. What was sent before time zero measured the capacity and is not part of it."""
+    rows = history.requests
+    return rows[rows["request_id"].isin(history.schedule["request_id"]) | (rows["intended_s"] >= 0)]
+
+
+def offered(history: History) -> pd.DataFrame:
+    """One line per request that was due, in order of intended_s: columns of `requests`; without one `in_flight`.
+
+    A row that nobody scheduled is listed too, and a request with several rows by its first: invariant 1 judges both.
+    """
+    rows = finished(history).drop_duplicates("request_id")
+    wanted = due(history)[["request_id", "intended_s"]].rename(columns={"intended_s": "scheduled_s"})
+    lines = wanted.merge(rows, on="request_id", how="outer")
+    # Both sides say the same; the schedule is exact, the row came over the client's clock.
+    lines["intended_s"] = lines["scheduled_s"].fillna(lines["intended_s"])
+    lines["outcome"] = lines["outcome"].fillna("in_flight")
+    return lines.sort_values(["intended_s", "request_id"], ignore_index=True)
+
+
+def counts(history: History) -> Counts:
+    """How the offered requests ended, counting request rows (a request that ended twice counts twice)."""
+    lines = offered(history)
+    ended = finished(history)["outcome"].value_counts()
+    return Counts(
+        offered=len(lines),
+        in_flight=int((lines["outcome"] == "in_flight").sum()),
+        **{outcome: int(ended.get(outcome, 0)) for outcome in ENDED_OUTCOMES},
+    )
+
+
+def segments(rows: pd.DataFrame) -> pd.DataFrame:
+    """The segments of request rows, one line each, in order of delivery, with the request_id and the row's label."""
+    columns = ["row", "request_id", *_SEGMENT_COLUMNS]
+    lines = [
+        (row, request_id, *(segment[name] for name in _SEGMENT_COLUMNS))
+        for row, request_id, listed in zip(rows.index, rows["request_id"], rows["segments"], strict=True)
+        for segment in listed
+    ]
+    return pd.DataFrame(lines, columns=columns)
+
+
+_SEGMENT_COLUMNS = ("index", "count", "submission", "attempt", "worker", "worker_incarnation", "received_s")
+
+
+def fault_windows(history: History) -> list[FaultWindow]:
+    """The faults that were injected, by time of injection."""
+    injected = history.faults[history.faults["injected_s"].notna()].sort_values("injected_s", kind="stable")
+    return [
+        FaultWindow(
+            name=row["name"],
+            kind=row["kind"],
+            targets=tuple(row["targets"]),
+            injected_s=row["injected_s"],
+            healed_s=math.inf if math.isnan(row["healed_s"]) else row["healed_s"],
+            explains=tuple(row["explains"]),
+        )
+        for row in injected.to_dict("records")
+    ]
+
+
+def quiet_spans(history: History) -> list[QuietSpan]:
+    """The span after each heal in which no fault was on; none after a heal with another fault still on."""
+    windows = fault_windows(history)
+    end_s = run_end_s(history)
+    spans = []
+    for fault in windows:
+        others = [other for other in windows if other is not fault]
+        if fault.healed_s > end_s or any(o.injected_s <= fault.healed_s < o.healed_s for o in others):
+            continue
+        later = [other.injected_s for other in others if other.injected_s > fault.healed_s]
+        spans.append(QuietSpan(fault, fault.healed_s, min([end_s, *later])))
+    return spans
+
+
+def host_stalls(history: History) -> pd.DataFrame:
+    """Stalls of the host in the run: node, start_s, end_s, length_s. Those that a fault made are left out."""
+    end_s = run_end_s(history)
+    events = history.events[(history.events["kind"] == "host_stall") & history.events["time_s"].between(0, end_s)]
+    windows = fault_windows(history)
+    lines = []
+    for row in events.to_dict("records"):
+        found = _NUMBER.search(row["detail"])
+        # A stall of unknown length may have been as long as the run.
+        length_s = float(found.group()) if found else row["time_s"]
+        start_s = row["time_s"] - length_s
+        made = any(
+            row["node"] in window.targets and window.overlaps(start_s, row["time_s"], DEADLINE_TOLERANCE_S)
+            for window in windows
+        )
+        if not made:
+            lines.append((row["node"], start_s, row["time_s"], length_s))
+    return pd.DataFrame(lines, columns=["node", "start_s", "end_s", "length_s"])
+
+
+def cleanly_stopped(history: History) -> set[tuple[str, int]]:
+    """Node and incarnation of those that ended on request, so that nothing of their rows is missing."""
+    stopped = history.events[history.events["kind"] == "node_stopped"]
+    return set(zip(stopped["node"], stopped["incarnation"], strict=True))
