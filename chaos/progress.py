@@ -158,7 +158,8 @@ class Progress:
         """Show how the run stands. As a plain line at most every LINE_EVERY_S; a phase that is new shows at once."""
         self._last = snapshot
         if self._live is not None:
-            self._guarded(lambda: self._draw(snapshot))
+            if self._watched and not self._closed:
+                self._guarded(lambda: self._draw(snapshot))
             return
         if snapshot.phase != self._phase:
             self.phase(snapshot.phase)
@@ -176,6 +177,7 @@ class Progress:
         if self._closed:
             return
         if self._live is not None:
+            # Also when nobody watches: it gives sys.stdout and sys.stderr back.
             self._guarded(self._live.stop)
         elif self._last is not None and self._last is not self._last_shown:
             self._say(snapshot_line(self._last))
@@ -188,6 +190,8 @@ class Progress:
         self._live.update(snapshot_panel(snapshot, self._duration_s), refresh=True)
 
     def _say(self, text: str) -> None:
+        if not self._watched or self._closed:
+            return
         encoding = self._stream.encoding or "ascii"
         line = text.encode(encoding, "replace").decode(encoding)
         if self._live is not None:
@@ -197,9 +201,7 @@ class Progress:
             self._guarded(lambda: print(line, file=self._stream, flush=True))
 
     def _guarded(self, show: Callable[[], object]) -> None:
-        """Show something, unless nobody can see it: the run matters more than its display."""
-        if not self._watched or self._closed:
-            return
+        """Show something, and note when nobody can see it: the run matters more than its display."""
         try:
             show()
         except OSError:
@@ -211,13 +213,19 @@ class Progress:
             self._watched = False
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Fall silent. Rich would end the whole process."""
+        self.quiet = True
+
+
 def _live(stream: TextIO) -> Live | None:
     """The display of a terminal that can show panels, else None."""
     # In less than UTF-8 rich still cuts long words with an ellipsis, which then fails. FORCE_COLOR makes rich take a
     # file for a terminal, and a CI log would fill with panels.
     if not stream.isatty() or codecs.lookup(stream.encoding or "ascii").name != "utf-8":
         return None
-    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    console = _Console(file=stream, highlight=False, markup=False, emoji=False)
     if console.is_dumb_terminal:
         return None
     # Refreshed by us: an error in a thread of rich would be nobody's to catch.
