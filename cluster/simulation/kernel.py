@@ -1,0 +1,122 @@
+"""A virtual clock: a heap of callbacks, and coroutines that sleep on it."""
+
+import heapq
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class DeadlockError(Exception):
+    """A coroutine waits for something that no event on the heap will ever bring."""
+
+
+class _Until:
+    """What a suspended coroutine waits for: a time, or another task."""
+
+    __slots__ = ("task", "time_s")
+
+    def __init__(self, time_s: float | None, task: "Task[Any] | None" = None) -> None:
+        self.time_s = time_s
+        self.task = task
+
+    def __await__(self) -> Generator["_Until", None, None]:
+        yield self
+
+
+class Task(Generic[Result]):
+    """A coroutine on the kernel. Await it for its result; its exception is raised there."""
+
+    def __init__(self, kernel: "Kernel", coroutine: Coroutine[Any, Any, Result]) -> None:
+        self._kernel = kernel
+        self._coroutine = coroutine
+        self._waiters: list[Callable[[], None]] = []
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self.done = False
+
+    def cancel(self, error: BaseException) -> None:
+        """Raise `error` inside the coroutine at its present await."""
+        if not self.done:
+            self._cancelled = True
+            self._step(error)
+
+    def __await__(self) -> Generator[_Until, None, Result]:
+        if not self.done:
+            yield _Until(None, self)
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def _resume(self) -> None:
+        if not self.done and not self._cancelled:
+            self._step(None)
+
+    def _step(self, error: BaseException | None) -> None:
+        try:
+            until = self._coroutine.throw(error) if error is not None else self._coroutine.send(None)
+        except StopIteration as stop:
+            self._result = stop.value
+            self._finish()
+            return
+        except BaseException as raised:
+            self._error = raised
+            self._finish()
+            return
+        self._cancelled = False
+        if until.task is not None:
+            until.task._waiters.append(self._resume)
+        else:
+            self._kernel.at(until.time_s, self._resume)
+
+    def _finish(self) -> None:
+        self.done = True
+        for waiter in self._waiters:
+            self._kernel.at(self._kernel.now, waiter)
+        self._waiters.clear()
+
+
+class Kernel:
+    """Virtual time in seconds from 0. Callbacks of one instant run in the order in which they were scheduled."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._counter = 0
+
+    def at(self, time_s: float, callback: Callable[[], None]) -> None:
+        """Run `callback` at `time_s`, or at once (in its turn) if that has passed."""
+        self._counter += 1
+        heapq.heappush(self._heap, (max(time_s, self.now), self._counter, callback))
+
+    async def sleep(self, seconds: float) -> None:
+        """Suspend the calling coroutine for virtual seconds."""
+        await _Until(self.now + max(0.0, seconds))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> Task[Result]:
+        """Start a coroutine at the present instant."""
+        task = Task(self, coroutine)
+        self.at(self.now, task._resume)
+        return task
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run events until the coroutine has ended. Raises what it raises, DeadlockError if the heap runs dry."""
+        task = self.spawn(coroutine)
+        while not task.done:
+            if not self._heap:
+                raise DeadlockError("nothing is scheduled and the coroutine still waits")
+            self._next()
+        if task._error is not None:
+            raise task._error
+        return task._result  # type: ignore[return-value]
+
+    def run_until(self, time_s: float) -> None:
+        """Run all events up to and including `time_s`."""
+        while self._heap and self._heap[0][0] <= time_s:
+            self._next()
+        self.now = max(self.now, time_s)
+
+    def _next(self) -> None:
+        self.now, _, callback = heapq.heappop(self._heap)
+        callback()

@@ -1,0 +1,303 @@
+"""NATS with a proxy in front of each node, in virtual time: at most once, no-responders, and links that go bad.
+
+Each node has one link to the broker. The link's condition is what its proxy does to bytes; the connections over it
+behave as nats-py and nats-server do under that condition (pings, reconnects, half-open connections).
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from random import Random
+
+import msgspec
+
+from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, SendFailed
+from cluster.policy import LinkPolicy
+from cluster.protocol import Message
+from cluster.simulation.kernel import Kernel
+
+
+class Flow(StrEnum):
+    """What happens to bytes in one direction."""
+
+    PASS = "pass"
+    DROP = "drop"
+    HOLD = "hold"
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """A link's condition. upstream: node to broker. refused: connections are closed and none can be made.
+
+    close_passes: whether the broker learns that the node has closed its end (a cut cable would not tell it).
+    """
+
+    upstream: Flow = Flow.PASS
+    downstream: Flow = Flow.PASS
+    refused: bool = False
+    close_passes: bool = True
+
+    @property
+    def clear(self) -> bool:
+        """Whether bytes pass both ways."""
+        return self.upstream is Flow.PASS and self.downstream is Flow.PASS and not self.refused
+
+
+class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One-way travel between a node and the broker, and the broker's own pings. Seconds."""
+
+    latency_s: float = 0.0003
+    jitter_s: float = 0.0002
+    broker_ping_s: float = 2.0
+    broker_pings_outstanding_max: int = 2
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """Both ends of a link's present connection. cid 0: none. broker_*: None when the broker does not list it."""
+
+    connected: bool
+    cid: int
+    node_in: int
+    node_out: int
+    broker_in: int | None
+    broker_out: int | None
+    reconnects: int
+
+
+class _Connection:
+    """One TCP connection through the proxy; each end may be closed before the other knows."""
+
+    def __init__(self, cid: int, began_s: float) -> None:
+        self.cid = cid
+        self.began_s = began_s
+        self.node_open = True
+        self.broker_open = True
+        self.node_in = self.node_out = self.broker_in = self.broker_out = 0
+        self.held_up: list[tuple[str, Message, bool]] = []
+        self.held_down: list[Event] = []
+        self.last_up_s = 0.0
+        self.last_down_s = 0.0
+
+
+class Link:
+    """One node's way to the broker."""
+
+    def __init__(self, network: "Network", node: str, deliver: Callable[[Event], None]) -> None:
+        self._network = network
+        self._kernel = network.kernel
+        self._deliver = deliver
+        self._connection: _Connection | None = None
+        self._half_open: list[_Connection] = []
+        self._epoch = 0
+        self._connecting = False
+        self.node = node
+        self.condition = Condition()
+        self.extra_latency_s = 0.0
+        self.reconnects = -1
+        self.closed = False
+
+    def open(self) -> None:
+        """Connect, and keep connecting whenever the connection is lost."""
+        self._connect()
+
+    def close(self) -> None:
+        """The node's process ends: its connection closes and is not made again."""
+        self.closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._drop(connection)
+
+    def counters(self) -> Counters:
+        """The view from both ends."""
+        connection = self._connection
+        listed = self._network.registered.get(self.node)
+        return Counters(
+            connected=connection is not None,
+            cid=connection.cid if connection is not None else 0,
+            node_in=connection.node_in if connection is not None else 0,
+            node_out=connection.node_out if connection is not None else 0,
+            broker_in=listed.broker_in if listed is not None else None,
+            broker_out=listed.broker_out if listed is not None else None,
+            reconnects=self.reconnects,
+        )
+
+    def set_condition(self, condition: Condition) -> None:
+        """Change what the proxy does, to the existing connection too."""
+        self.condition = condition
+        self._epoch += 1
+        connection = self._connection
+        if condition.refused:
+            if connection is not None:
+                self._lose(connection, "connection closed by peer")
+        elif condition.clear:
+            for half_open in self._half_open:
+                self._release(half_open)
+                self._close_after_held(half_open)
+            self._half_open.clear()
+            if connection is not None:
+                self._release(connection)
+        elif connection is not None:
+            self._watch(connection)
+
+    def send(self, to: str, message: Message, needs_responder: bool) -> None:
+        """Publish; without a connection the node learns at once that nothing was sent."""
+        connection = self._connection
+        if connection is None:
+            self._kernel.at(self._kernel.now, lambda: self._deliver(SendFailed(to, message)))
+            return
+        connection.node_out += 1
+        if self.condition.upstream is Flow.PASS:
+            self._travel_up(connection, to, message, needs_responder)
+        elif self.condition.upstream is Flow.HOLD:
+            connection.held_up.append((to, message, needs_responder))
+
+    def receive(self, connection: _Connection, event: Event) -> None:
+        """The broker puts something on its end of a connection."""
+        if not connection.broker_open:
+            return
+        connection.broker_out += 1
+        if self.condition.downstream is Flow.PASS:
+            self._travel_down(connection, event)
+        elif self.condition.downstream is Flow.HOLD:
+            connection.held_down.append(event)
+
+    def ping_answered(self) -> bool:
+        """Whether a ping sent now on the existing connection comes back."""
+        return self._connection is not None and self.condition.clear
+
+    def _travel_up(self, connection: _Connection, to: str, message: Message, needs_responder: bool) -> None:
+        arrival_s = max(connection.last_up_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
+        connection.last_up_s = arrival_s
+
+        def arrive() -> None:
+            if connection.broker_open:
+                connection.broker_in += 1
+                self._network.route(self, connection, to, message, needs_responder)
+
+        self._kernel.at(arrival_s, arrive)
+
+    def _travel_down(self, connection: _Connection, event: Event) -> None:
+        arrival_s = max(connection.last_down_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
+        connection.last_down_s = arrival_s
+
+        def arrive() -> None:
+            if connection.node_open and not self.closed:
+                connection.node_in += 1
+                self._deliver(event)
+
+        self._kernel.at(arrival_s, arrive)
+
+    def _release(self, connection: _Connection) -> None:
+        """What was held goes on its way, in order."""
+        held_up, connection.held_up = connection.held_up, []
+        for to, message, needs_responder in held_up:
+            self._travel_up(connection, to, message, needs_responder)
+        held_down, connection.held_down = connection.held_down, []
+        for event in held_down:
+            self._travel_down(connection, event)
+
+    def _watch(self, connection: _Connection) -> None:
+        """Both ends ping; each gives up when too many pings stay unanswered."""
+        policy, costs = self._network.policy, self._network.costs
+        epoch = self._epoch
+        self._at_ping(connection, policy.ping_s, policy.pings_outstanding_max, lambda: self._node_gives_up(epoch))
+        self._at_ping(
+            connection,
+            costs.broker_ping_s,
+            costs.broker_pings_outstanding_max,
+            lambda: self._broker_gives_up(connection, epoch),
+        )
+
+    def _at_ping(self, connection: _Connection, ping_s: float, outstanding: int, act: Callable[[], None]) -> None:
+        age_s = self._kernel.now - connection.began_s
+        sent = int(age_s / ping_s)
+        self._kernel.at(connection.began_s + (sent + 1 + outstanding) * ping_s, act)
+
+    def _node_gives_up(self, epoch: int) -> None:
+        if epoch == self._epoch and self._connection is not None:
+            self._lose(self._connection, "pings were not answered")
+
+    def _broker_gives_up(self, connection: _Connection, epoch: int) -> None:
+        if epoch == self._epoch:
+            self._network.unregister(self.node, connection)
+
+    def _lose(self, connection: _Connection, reason: str) -> None:
+        self._connection = None
+        self._drop(connection)
+        self._deliver(LinkDown(reason))
+        self._retry()
+
+    def _drop(self, connection: _Connection) -> None:
+        connection.node_open = False
+        if self.condition.close_passes:
+            self._network.unregister(self.node, connection)
+        else:
+            self._half_open.append(connection)
+
+    def _close_after_held(self, connection: _Connection) -> None:
+        self._kernel.at(connection.last_up_s, lambda: self._network.unregister(self.node, connection))
+
+    def _retry(self) -> None:
+        if not self.closed:
+            self._kernel.at(self._kernel.now + self._network.policy.reconnect_s, self._connect)
+
+    def _connect(self) -> None:
+        if self.closed or self._connection is not None or self._connecting:
+            return
+        if self.condition.refused:
+            self._retry()
+            return
+        if not self.condition.clear:
+            # The connection is made but the broker's greeting does not come through in time.
+            self._connecting = True
+            self._kernel.at(self._kernel.now + self._network.policy.connect_s, self._connect_timed_out)
+            return
+        self.reconnects += 1
+        connection = self._network.register(self)
+        self._connection = connection
+        self._travel_down(connection, LinkUp())
+
+    def _connect_timed_out(self) -> None:
+        self._connecting = False
+        self._retry()
+
+
+class Network:
+    """The broker and everybody's link to it."""
+
+    def __init__(self, kernel: Kernel, policy: LinkPolicy, costs: NetworkCosts, random: Random) -> None:
+        self.kernel = kernel
+        self.policy = policy
+        self.costs = costs
+        self.links: dict[str, Link] = {}
+        self.registered: dict[str, _Connection] = {}
+        self._random = random
+        self._cid = 0
+
+    def link(self, node: str, deliver: Callable[[Event], None]) -> Link:
+        """A new link for a node; it replaces the one of an earlier incarnation."""
+        link = self.links[node] = Link(self, node, deliver)
+        return link
+
+    def travel_s(self) -> float:
+        """One-way travel time of one message."""
+        return self.costs.latency_s + self._random.random() * self.costs.jitter_s
+
+    def register(self, link: Link) -> _Connection:
+        """A connection of the node whose subscription has reached the broker. An older one is forgotten."""
+        self._cid += 1
+        connection = _Connection(self._cid, self.kernel.now)
+        self.registered[link.node] = connection
+        return connection
+
+    def unregister(self, node: str, connection: _Connection) -> None:
+        """The broker closes its end."""
+        connection.broker_open = False
+        if self.registered.get(node) is connection:
+            del self.registered[node]
+
+    def route(self, sender: Link, origin: _Connection, to: str, message: Message, needs_responder: bool) -> None:
+        """A message has reached the broker."""
+        target = self.registered.get(to)
+        if target is not None:
+            self.links[to].receive(target, Received(message))
+        elif needs_responder:
+            sender.receive(origin, NoResponders(to, message))
