@@ -1,0 +1,403 @@
+"""The process that outlives the runner, heals what it left behind, and ends the servers it used.
+
+Its only tie to the runner is a pipe: when the runner ends, in whatever way, the system closes the write end and the
+keeper reads end of file. That is the same on Linux and macOS and needs no help from the runner. Requests and replies
+are JSON lines on the keeper's stdin and stdout.
+"""
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+
+from chaos.undo import HealResult, ProcessEntry, UndoError, UndoLog, heal_all, heal_entry, is_alive, read_log
+
+_LINE_BYTES_MAX = 1 << 20
+_CHILDREN_MAX = 16
+_WATCH_S = 0.2
+_RETRY_S = 1.0
+_FINAL_S = 4.0
+"""For how long a heal that failed is tried again after the runner has gone."""
+_START_S_MAX = 20.0
+_CALL_S_MAX = 10.0
+_CLOSE_S_MAX = 20.0
+
+
+class KeeperError(Exception):
+    """The keeper does not run, or could not do what it was asked. One line."""
+
+
+class Spawn(msgspec.Struct, frozen=True, tag_field="ask", tag="spawn"):
+    """Start a server that ends with the keeper. Its output goes to `output`. env: added to the keeper's own."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    output: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag_field="ask", tag="stop"):
+    """End a server."""
+
+    name: str
+
+
+class Status(msgspec.Struct, frozen=True, tag_field="ask", tag="status"):
+    """How are the servers?"""
+
+
+class Close(msgspec.Struct, frozen=True, tag_field="ask", tag="close"):
+    """Heal everything that is open, end the servers, reply, exit."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answer to any request. problem: one line, empty when it was done. ended: exit codes of servers, None: runs."""
+
+    problem: str = ""
+    pid: int = 0
+    ended: dict[str, int | None] = {}
+    healed: tuple[HealResult, ...] = ()
+
+
+_requests = msgspec.json.Decoder(Spawn | Stop | Status | Close)
+_replies = msgspec.json.Decoder(Reply)
+
+
+class Keeper:
+    """The runner's handle of its keeper. Methods block for bounded times; call them in a thread from asyncio.
+
+    Do not fork without exec while it lives, other than through Python's own `os.fork` and `multiprocessing`: the
+    copy of the pipe in such a process would hide the runner's end from the keeper.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, log_dir: Path) -> None:
+        self._process = process
+        self._log_path = log_path
+        self._log_dir = log_dir
+        self._buffer = b""
+        self._lock = threading.Lock()
+        reference = weakref.ref(self)
+        # A forked copy of the runner would keep the pipe open after the runner has gone.
+        os.register_at_fork(after_in_child=lambda: _forget_pipe(reference))
+
+    @classmethod
+    def start(cls, log_path: Path, log_dir: Path) -> "Keeper":
+        """Start a keeper for this process' undo log; its messages go to `log_dir/keeper.log`. Raises KeeperError."""
+        log_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "chaos.keeper", "--log", str(log_path.resolve())]
+        with (log_dir / "keeper.log").open("ab") as messages:
+            # Its own session: Ctrl-C in the terminal reaches neither the keeper nor the servers it starts.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                bufsize=0,
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": _import_path()},
+            )
+        keeper = cls(process, log_path, log_dir)
+        keeper._ask(Status(), _START_S_MAX)
+        return keeper
+
+    @property
+    def pid(self) -> int:
+        """The keeper's process id."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether the keeper runs. Without it nothing may be injected any more."""
+        return self._process.poll() is None
+
+    def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+        """Start a server and return its pid; output goes to `log_dir/<name>.log`. Raises KeeperError."""
+        output = str((self._log_dir / f"{name}.log").resolve())
+        return self._ask(Spawn(name, tuple(argv), dict(env or {}), output), _CALL_S_MAX).pid
+
+    def stop_child(self, name: str) -> None:
+        """End a server and wait for its end. Raises KeeperError, also for an unknown name."""
+        self._ask(Stop(name), _CALL_S_MAX)
+
+    def children(self) -> dict[str, int | None]:
+        """Servers by name: None while it runs, else its exit code."""
+        return self._ask(Status(), _CALL_S_MAX).ended
+
+    def close(self) -> list[HealResult]:
+        """Heal what is open, end the servers and the keeper; returns what was healed. Harmless when called twice.
+
+        If the keeper has died, its work is done from here.
+        """
+        healed: list[HealResult] = []
+        try:
+            healed += self._ask(Close(), _CLOSE_S_MAX).healed
+        except KeeperError:
+            self._end_keeper()
+            if self._log_path.exists():
+                healed += heal_log(self._log_path, "c", time.monotonic() + _FINAL_S)
+        self._end_keeper()
+        return healed
+
+    def _end_keeper(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        try:
+            self._process.wait(_CLOSE_S_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, request: Spawn | Stop | Status | Close, limit_s: float) -> Reply:
+        with self._lock:
+            stdin, stdout = self._process.stdin, self._process.stdout
+            if stdin is None or stdout is None or stdin.closed or stdout.closed:
+                raise KeeperError("keeper: closed")
+            try:
+                data = msgspec.json.encode(request) + b"\n"
+                while data:
+                    data = data[os.write(stdin.fileno(), data) :]
+                reply = self._read_reply(stdout.fileno(), time.monotonic() + limit_s)
+            except OSError as error:
+                raise KeeperError(f"keeper (pid {self.pid}): {error.strerror}; see {self._log_dir}") from error
+        if reply is None:
+            raise KeeperError(f"keeper (pid {self.pid}): no reply within {limit_s:g} s; see {self._log_dir}/keeper.log")
+        if reply.problem:
+            raise KeeperError(reply.problem)
+        return reply
+
+    def _read_reply(self, descriptor: int, ends_s: float) -> Reply | None:
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, ends_s - time.monotonic()))
+            if not ready:
+                # A late reply would be taken for the answer to the next request: this keeper is of no use any more.
+                self._process.kill()
+                return None
+            data = os.read(descriptor, 1 << 16)
+            if not data or len(self._buffer) > _LINE_BYTES_MAX:
+                raise KeeperError(f"keeper (pid {self.pid}): has ended; see {self._log_dir}/keeper.log")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return _replies.decode(line)
+
+
+def _forget_pipe(reference: "weakref.ref[Keeper]") -> None:
+    keeper = reference()
+    if keeper is not None and keeper._process.stdin is not None:
+        with contextlib.suppress(OSError):
+            keeper._process.stdin.close()
+
+
+def _import_path() -> str:
+    """So that `-m chaos.keeper` is found wherever the runner was started from."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
+
+
+def heal_log(path: Path, writer: str, ends_s: float) -> list[HealResult]:
+    """Heal everything open in a log, again and again until `ends_s` (monotonic) for what fails; mark it, close it."""
+    log = UndoLog(path, writer)
+    results: dict[str, HealResult] = {}
+    while True:
+        for result in heal_all(log.open_entries()):
+            results[result.entry.id] = result
+            if result.healed:
+                log.done(result.entry.id)
+        if not log.open_entries() or time.monotonic() >= ends_s:
+            break
+        time.sleep(_RETRY_S)
+    log.close()
+    return list(results.values())
+
+
+class _Servers:
+    """The keeper's children. Each is in the undo log too, in case that the keeper itself is killed."""
+
+    def __init__(self, log: UndoLog) -> None:
+        self._log = log
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._entries: dict[str, ProcessEntry] = {}
+
+    def spawn(self, request: Spawn) -> Reply:
+        old = self._running.get(request.name)
+        if old is not None and old.poll() is None:
+            return Reply(f"server {request.name}: runs already")
+        if old is None and len(self._running) >= _CHILDREN_MAX:
+            return Reply(f"server {request.name}: there are {_CHILDREN_MAX} already")
+        try:
+            with open(request.output, "ab") as output:
+                process = subprocess.Popen(
+                    request.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | request.env,
+                )
+        except (OSError, ValueError) as error:
+            return Reply(f"server {request.name}: {error}")
+        self._forget(request.name)
+        self._running[request.name] = process
+        try:
+            entry = ProcessEntry(
+                pid=process.pid, created_s=psutil.Process(process.pid).create_time(), name=request.name
+            )
+            self._entries[request.name] = msgspec.structs.replace(entry, id=self._log.add(entry))
+        except psutil.NoSuchProcess:
+            return Reply(f"server {request.name}: ended at once; see {request.output}")
+        except UndoError as error:
+            process.kill()
+            return Reply(str(error))
+        return Reply(pid=process.pid)
+
+    def stop(self, request: Stop) -> Reply:
+        entry = self._entries.get(request.name)
+        if entry is None:
+            return Reply(f"server {request.name}: unknown")
+        result = heal_entry(entry)
+        if result.healed:
+            self._running[request.name].wait()
+            self._forget(request.name)
+        return Reply("" if result.healed else result.text)
+
+    def status(self) -> Reply:
+        return Reply(ended={name: process.poll() for name, process in self._running.items()})
+
+    def _forget(self, name: str) -> None:
+        self._running.pop(name, None)
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self._log.done(entry.id)
+
+
+class _Watch(threading.Thread):
+    """Heals entries whose time limit has passed, although the runner lives: it may hang.
+
+    They stay open and are healed again every `_RETRY_S`: a runner that was suspended between writing the entry and
+    injecting injects after all when it goes on.
+    """
+
+    def __init__(self, log: UndoLog) -> None:
+        super().__init__(name="ttl", daemon=True)
+        self._log = log
+        self._ended = threading.Event()
+        self._said: dict[str, str] = {}
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.wait(_WATCH_S):
+            try:
+                now = time.time()
+                expired = [
+                    e for e in self._log.open_entries() if e.expires_unix_s is not None and e.expires_unix_s < now
+                ]
+            except UndoError as error:
+                _say(str(error))
+                expired = []
+            for result in heal_all(expired):
+                if self._said.get(result.entry.id) != result.text:
+                    self._said[result.entry.id] = result.text
+                    _say(f"time limit passed: {result.text}")
+            if expired:
+                self._ended.wait(_RETRY_S)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _serve(log: UndoLog, wake: int) -> bool:
+    """Answer requests until the pipe ends or a signal comes (False), or until asked to close (True)."""
+    servers = _Servers(log)
+    stdin = sys.stdin.fileno()
+    buffer = b""
+    while True:
+        ready, _, _ = select.select([stdin, wake], [], [])
+        if wake in ready:
+            return False
+        data = os.read(stdin, 1 << 16)
+        if not data:
+            return False
+        buffer += data
+        if len(buffer) > _LINE_BYTES_MAX:
+            _reply(Reply("keeper: request is too long"))
+            return False
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            try:
+                match _requests.decode(line):
+                    case Spawn() as request:
+                        _reply(servers.spawn(request))
+                    case Stop() as request:
+                        _reply(servers.stop(request))
+                    case Status():
+                        _reply(servers.status())
+                    case Close():
+                        return True
+            except (msgspec.DecodeError, UndoError) as error:
+                _reply(Reply(f"keeper: {error}"))
+
+
+def _reply(reply: Reply) -> None:
+    # The runner may have gone meanwhile; the end of the other pipe then says so.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _wake_on_term() -> int:
+    """A descriptor that becomes readable at SIGTERM. SIGINT and SIGHUP are for the runner."""
+    reading, writing = os.pipe()
+
+    def wake(number: int, frame: FrameType | None) -> None:
+        os.write(writing, b"!")
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, wake)
+    return reading
+
+
+def main() -> int:
+    """Keep a runner's promises. Exit code 1 when something could not be healed; it stays in the log."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.keeper", description="Started by the runner, not by people.")
+    parser.add_argument("--log", type=Path, required=True, help="the runner's undo log")
+    path: Path = parser.parse_args().log
+    wake = _wake_on_term()
+    try:
+        log = UndoLog(path, f"k{os.getpid()}-")
+        runner = read_log(path).runner
+    except UndoError as error:
+        _say(str(error))
+        return 2
+    if runner is None or not is_alive(runner.pid, runner.created_s):
+        _say("the runner has gone already")
+    watch = _Watch(log)
+    watch.start()
+    asked = _serve(log, wake)
+    watch.end()
+    if not asked:
+        _say("runner has gone: healing")
+    healed = heal_log(path, f"f{os.getpid()}-", time.monotonic() + _FINAL_S)
+    for result in healed:
+        _say(result.text)
+    if asked:
+        _reply(Reply(healed=tuple(healed)))
+    return 0 if all(result.healed for result in healed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

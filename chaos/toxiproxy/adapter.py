@@ -1,0 +1,473 @@
+"""The one adapter around toxiproxy-python: deadlines, checked statuses, and every change read back.
+
+The package treats a 500 as success, has no time-outs, and keeps the server's address on a class that all clients of
+a process share. Each `Toxiproxy` here therefore runs its own private copy of the package's two client modules, whose
+HTTP calls go through a consumer of its own.
+"""
+
+import importlib.util
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import requests
+from toxiproxy.api import APIConsumer
+from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
+
+DEADLINE_S = 2.0
+REMOVAL_S = 3.0
+"""How long the removal of a toxic may take before the proxy is replaced instead (see `Toxiproxy.remove_toxic`)."""
+_CALLS_MAX = 16
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_INTEGER_MAX = 2**31 - 1
+
+_ATTRIBUTES: dict[str, dict[str, tuple[int, int]]] = {
+    "latency": {"latency": (0, _INTEGER_MAX), "jitter": (0, _INTEGER_MAX)},
+    "bandwidth": {"rate": (0, _INTEGER_MAX)},
+    "slow_close": {"delay": (0, _INTEGER_MAX)},
+    "timeout": {"timeout": (0, _INTEGER_MAX)},
+    # The server cannot interrupt this wait: it also is the time that the toxic's removal blocks.
+    "reset_peer": {"timeout": (0, 5_000)},
+    "slicer": {"average_size": (1, _INTEGER_MAX), "size_variation": (0, _INTEGER_MAX), "delay": (0, _INTEGER_MAX)},
+    "limit_data": {"bytes": (0, _INTEGER_MAX)},
+    "noop": {},
+}
+
+T = TypeVar("T")
+
+Removal = Literal["removed", "missing", "replaced"]
+"""How a toxic went: removed, not there any more, or with its whole proxy, which was made again without it."""
+
+
+class ToxiproxyError(Exception):
+    """A control call that did not do its work. The message is one line: call, proxy, what the server said."""
+
+
+class ToxiproxyUnsafe(ToxiproxyError):
+    """Refused before it was sent: it would crash the server, or silently mean something else."""
+
+
+class ToxiproxyGone(ToxiproxyError):
+    """Nothing listens at the API's address: the server has ended, and all its faults with it."""
+
+
+class ToxiproxyUnreachable(ToxiproxyError):
+    """The connection to the API failed in another way than a refusal."""
+
+
+class ToxiproxyTimeout(ToxiproxyError):
+    """No answer within the deadline. The change may or may not have been made."""
+
+
+class ToxiproxyMalformed(ToxiproxyError):
+    """The answer is not what Toxiproxy's API says."""
+
+
+class ToxiproxyUnverified(ToxiproxyError):
+    """The server agreed, but reading back shows another state."""
+
+
+class ToxiproxyRefused(ToxiproxyError):
+    """The server answered with an error `status`."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Toxic(msgspec.Struct, frozen=True):
+    """One toxic. Attributes are integers in Toxiproxy's own units (ms, KB/s, bytes; `slicer.delay` in microseconds)."""
+
+    name: str
+    type: str
+    stream: Literal["upstream", "downstream"] = "downstream"
+    attributes: dict[str, int] = {}
+    toxicity: float = 1.0
+
+
+class ProxyState(msgspec.Struct, frozen=True):
+    """A proxy as the server reports it. listen, upstream: `host:port`."""
+
+    name: str
+    listen: str
+    upstream: str
+    enabled: bool
+    toxics: tuple[Toxic, ...] = ()
+
+
+class Toxiproxy:
+    """A Toxiproxy server's control API at `url` (`http://host:port`). Safe to use from several threads.
+
+    Every method raises a ToxiproxyError, at the latest `deadline_s` seconds after it was called (a removal of a toxic
+    after `removal_s` plus `deadline_s`; changes of one proxy wait for each other).
+    """
+
+    def __init__(self, url: str, deadline_s: float = DEADLINE_S, removal_s: float = REMOVAL_S) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
+            raise ToxiproxyUnsafe(f"Toxiproxy API address {url!r}: expected http://host:port")
+        self.url = f"http://{parts.netloc}"
+        self._deadline_s = deadline_s
+        self._removal_s = removal_s
+        self._locks: dict[str, threading.Lock] = {}
+        self._slots = threading.BoundedSemaphore(_CALLS_MAX)
+        self._consumer = _consumer(parts.netloc.rpartition(":")[0], port)
+        self._proxy_class, server_class = _client_classes(self._consumer)
+        self._server = server_class()
+
+    def version(self) -> str:
+        """The server's version, in its own words (`git` when made by `go install`)."""
+
+        def ask() -> str:
+            return _decode(self._consumer.get("/version").content, dict[str, str])["version"]
+
+        return self._call("version", "", ask)
+
+    def proxies(self) -> dict[str, ProxyState]:
+        """All proxies by name. Hangs up to the deadline while a removal is stuck on any proxy; `proxy` does not."""
+        return self._call(
+            "list proxies", "", lambda: _decode(self._consumer.get("/proxies").content, dict[str, ProxyState])
+        )
+
+    def proxy(self, name: str) -> ProxyState | None:
+        """One proxy, or None if the server has none of that name."""
+        _check_name("proxy", name)
+        return self._call("read proxy", name, lambda: self._read(name))
+
+    def create_proxy(self, name: str, listen: str, upstream: str) -> ProxyState:
+        """Create an enabled proxy. listen: `host:port`, port 0 for a free one; the state returned has the real port."""
+        _check_name("proxy", name)
+        wanted_port = _check_address("listen", listen)
+        _check_address("upstream", upstream)
+
+        def create() -> ProxyState:
+            self._server.create(upstream=upstream, name=name, listen=listen)
+            state = self._read(name)
+            if state is None or not state.enabled or state.upstream != upstream:
+                raise ToxiproxyUnverified(f"server agreed, yet reads back {_brief(state)}")
+            port = int(state.listen.rpartition(":")[2])
+            if port == 0 or wanted_port not in (0, port):
+                raise ToxiproxyUnverified(f"asked for {listen}, yet it listens on {state.listen}")
+            return state
+
+        return self._call("create proxy", name, create)
+
+    def delete_proxy(self, name: str) -> None:
+        """Delete a proxy and drop its connections. One that is missing already is no error."""
+        _check_name("proxy", name)
+
+        def delete() -> None:
+            _ignoring_missing(self._handle(name).destroy)
+            if self._read(name) is not None:
+                raise ToxiproxyUnverified("server agreed, yet the proxy is still there")
+
+        with self._changes(name, "delete proxy"):
+            self._call("delete proxy", name, delete)
+
+    def set_enabled(self, name: str, enabled: bool) -> ProxyState:
+        """Enable a proxy, or disable it: its connections end and new ones are refused."""
+        _check_name("proxy", name)
+        handle = self._handle(name)
+
+        def switch() -> ProxyState:
+            if enabled:
+                handle.enable()
+            else:
+                handle.disable()
+            state = self._read(name)
+            if state is None or state.enabled != enabled:
+                raise ToxiproxyUnverified(f"server agreed, yet reads back {_brief(state)}")
+            return state
+
+        call = "enable proxy" if enabled else "disable proxy"
+        with self._changes(name, call):
+            return self._call(call, name, switch)
+
+    def add_toxic(self, proxy: str, toxic: Toxic) -> Toxic:
+        """Add a toxic to existing and new connections; returns it as read back. An equal name is refused (409)."""
+        _check_name("proxy", proxy)
+        check_toxic(toxic)
+
+        def add() -> Toxic:
+            self._handle(proxy).add_toxic(**msgspec.structs.asdict(toxic))
+            found = _toxic_of(self._read(proxy), toxic.name)
+            if found is None or not _same(toxic, found):
+                raise ToxiproxyUnverified(f"toxic {toxic.name!r}: server agreed, yet reads back {_brief(found)}")
+            return found
+
+        call = f"add toxic {toxic.name!r}"
+        with self._changes(proxy, call):
+            return self._call(call, proxy, add)
+
+    def remove_toxic(self, proxy: str, name: str) -> Removal:
+        """Remove a toxic and say how. One that is missing already, or whose proxy is, is no error: it is healed.
+
+        The server flushes held bytes first, up to 5 s for every connection whose other end has gone, one after the
+        other, and answers nothing about the proxy meanwhile. After `removal_s` the proxy is therefore deleted and
+        made again with its other toxics, which takes milliseconds but drops its connections.
+        """
+        _check_name("proxy", proxy)
+        _check_name("toxic", name)
+        call = f"remove toxic {name!r}"
+        seen: list[ProxyState | None] = []
+
+        def remove() -> Removal:
+            seen.append(self._read(proxy))
+            if _toxic_of(seen[0], name) is None:
+                return "missing"
+            _ignoring_missing(lambda: self._handle(proxy).destroy_toxic(name))
+            if _toxic_of(self._read(proxy), name) is not None:
+                raise ToxiproxyUnverified(f"toxic {name!r}: server agreed, yet it is still there")
+            return "removed"
+
+        with self._changes(proxy, call):
+            try:
+                return self._call(call, proxy, remove, self._removal_s)
+            except ToxiproxyTimeout:
+                before = seen[0] if seen else None
+                if before is None:
+                    raise
+                return self._call(call, proxy, lambda: self._replace(before, name))
+
+    def _replace(self, before: ProxyState, removed: str) -> Removal:
+        kept = [toxic for toxic in before.toxics if toxic.name != removed]
+        _ignoring_missing(self._handle(before.name).destroy)
+        self._server.create(upstream=before.upstream, name=before.name, listen=before.listen, enabled=before.enabled)
+        handle = self._handle(before.name)
+        for toxic in kept:
+            handle.add_toxic(**msgspec.structs.asdict(toxic))
+        after = self._read(before.name)
+        if after is None or after.enabled != before.enabled or {t.name for t in after.toxics} != {t.name for t in kept}:
+            raise ToxiproxyUnverified(f"replaced the proxy, yet reads back {_brief(after)}")
+        return "replaced"
+
+    @contextmanager
+    def _changes(self, proxy: str, call: str) -> Iterator[None]:
+        """One change of a proxy at a time: a replacement must not bring back a toxic that another call removed."""
+        lock = self._locks.setdefault(proxy, threading.Lock())
+        if not lock.acquire(timeout=self._removal_s + self._deadline_s):
+            raise ToxiproxyTimeout(f"toxiproxy {self.url}: {call} on proxy {proxy!r}: an earlier change still hangs")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _handle(self, name: str) -> Any:
+        # Not looked up: the package's look-up lists all proxies, which hangs while any one of them is stuck.
+        return self._proxy_class(name=name, upstream="", enabled=True, listen="")
+
+    def _read(self, name: str) -> ProxyState | None:
+        try:
+            return _decode(self._consumer.get(f"/proxies/{name}").content, ProxyState)
+        except ToxiproxyRefused as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    def _call(self, call: str, proxy: str, work: Callable[[], T], deadline_s: float | None = None) -> T:
+        """Run `work` in a thread that is given up at the deadline: time-outs of sockets restart with every byte."""
+        limit_s = self._deadline_s if deadline_s is None else deadline_s
+        where = f"toxiproxy {self.url}: {call}" + (f" on proxy {proxy!r}" if proxy else "")
+        ends_s = time.monotonic() + limit_s
+        if not self._slots.acquire(timeout=limit_s):
+            raise ToxiproxyTimeout(f"{where}: {_CALLS_MAX} earlier calls still hang")
+        result: list[T] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            self._consumer.local.ends_s = ends_s
+            try:
+                result.append(work())
+            except BaseException as error:  # handed to the caller below
+                failure.append(error)
+            finally:
+                self._slots.release()
+
+        thread = threading.Thread(target=run, name="toxiproxy-call", daemon=True)
+        thread.start()
+        thread.join(max(0.0, ends_s - time.monotonic()))
+        if result:
+            return result[0]
+        if failure:
+            raise _explained(where, failure[0], limit_s) from failure[0]
+        raise ToxiproxyTimeout(f"{where}: no answer within {limit_s:g} s")
+
+
+def check_toxic(toxic: Toxic) -> None:
+    """Raises ToxiproxyUnsafe for what would crash the server, or what it would silently drop or misread."""
+    _check_name("toxic", toxic.name)
+    where = f"toxic {toxic.name!r}"
+    allowed = _ATTRIBUTES.get(toxic.type)
+    if allowed is None:
+        raise ToxiproxyUnsafe(f"{where}: unknown type {toxic.type!r}, expected one of {', '.join(_ATTRIBUTES)}")
+    if toxic.stream not in ("upstream", "downstream"):
+        raise ToxiproxyUnsafe(f"{where}: stream {toxic.stream!r} is neither upstream nor downstream")
+    if not 0 <= toxic.toxicity <= 1:
+        raise ToxiproxyUnsafe(f"{where}: toxicity {toxic.toxicity} is outside 0..1")
+    for key, value in toxic.attributes.items():
+        if key not in allowed:
+            raise ToxiproxyUnsafe(
+                f"{where}: {toxic.type} has no attribute {key!r}, only {', '.join(allowed) or 'none'}"
+            )
+        low, high = allowed[key]
+        # bool is a subclass of int, but the server reads it as a wrong type.
+        if type(value) is not int or not low <= value <= high:
+            raise ToxiproxyUnsafe(f"{where}: {key} = {value!r} is not an integer in {low}..{high}")
+    if toxic.type == "slicer":
+        average = toxic.attributes.get("average_size", 0)
+        if average < 1 or toxic.attributes.get("size_variation", 0) > average:
+            raise ToxiproxyUnsafe(f"{where}: slicer needs average_size >= 1 and size_variation <= average_size")
+
+
+def _consumer(host: str, port: int) -> Any:
+    """A consumer class of its own: the package keeps host and port on the class."""
+
+    class Consumer(APIConsumer):  # type: ignore[misc]
+        local = threading.local()
+
+        @classmethod
+        def get(cls, url: str, params: Any = None, **options: Any) -> requests.Response:
+            return cls._checked(super().get, url, params=params, **options)
+
+        @classmethod
+        def delete(cls, url: str, **options: Any) -> requests.Response:
+            return cls._checked(super().delete, url, **options)
+
+        @classmethod
+        def post(cls, url: str, data: Any = None, json: Any = None, **options: Any) -> requests.Response:
+            return cls._checked(super().post, url, data=data, json=json, **options)
+
+        @classmethod
+        def _checked(cls, send: Callable[..., requests.Response], url: str, **options: Any) -> requests.Response:
+            left_s = cls.local.ends_s - time.monotonic()
+            # A later step of a call that has been given up must not change anything any more.
+            if left_s <= 0:
+                raise requests.Timeout
+            try:
+                # A control call on loopback has no business with the proxy servers of the environment.
+                answer = send(url, timeout=left_s, allow_redirects=False, proxies={"http": "", "all": ""}, **options)
+            except (ProxyExists, NotFound, InvalidToxic) as error:
+                status = 409 if isinstance(error, ProxyExists) else 404 if isinstance(error, NotFound) else 400
+                raise _refusal(status, error.args[0]) from error
+            if answer.status_code not in (200, 201, 204):
+                raise _refusal(answer.status_code, answer.content)
+            # Before the package looks into it: every answer of the API with a body is a JSON object.
+            if answer.status_code != 204:
+                _decode(answer.content, dict[str, Any])
+            return answer
+
+    Consumer.host = host
+    Consumer.port = port
+    return Consumer
+
+
+def _client_classes(consumer: Any) -> tuple[Any, Any]:
+    """The package's Proxy and Toxiproxy, from private copies of their modules that call `consumer`."""
+    classes: list[Any] = []
+    for module_name, class_name in (("toxiproxy.proxy", "Proxy"), ("toxiproxy.server", "Toxiproxy")):
+        spec = importlib.util.find_spec(module_name)
+        assert spec is not None
+        assert spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.APIConsumer = consumer
+        if classes:
+            module.Proxy = classes[0]
+        classes.append(getattr(module, class_name))
+    return classes[0], classes[1]
+
+
+def _refusal(status: int, body: bytes) -> ToxiproxyRefused:
+    try:
+        text = _decode(body, dict[str, Any]).get("error", "")
+    except ToxiproxyMalformed:
+        text = body.decode("utf-8", "replace")
+    return ToxiproxyRefused(f"status {status}: {' '.join(str(text).split())[:200] or 'no text'}", status)
+
+
+def _explained(where: str, error: BaseException, limit_s: float) -> BaseException:
+    match error:
+        case ToxiproxyRefused():
+            return ToxiproxyRefused(f"{where}: {error}", error.status)
+        case ToxiproxyError():
+            return type(error)(f"{where}: {error}")
+        case requests.Timeout():
+            return ToxiproxyTimeout(f"{where}: no answer within {limit_s:g} s")
+        case requests.JSONDecodeError() | KeyError() | TypeError() | ValueError():
+            return ToxiproxyMalformed(f"{where}: answer is not Toxiproxy's: {type(error).__name__}: {_line(error)}")
+        case requests.RequestException() | OSError():
+            if _was_refused(error):
+                return ToxiproxyGone(f"{where}: nothing listens there")
+            return ToxiproxyUnreachable(f"{where}: {_line(error)}")
+        case _:
+            return error
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    for _ in range(8):
+        if error is None:
+            return False
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _decode(body: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.MsgspecError as error:
+        raise ToxiproxyMalformed(f"unreadable answer: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _ignoring_missing(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except ToxiproxyRefused as refusal:
+        if refusal.status != 404:
+            raise
+
+
+def _toxic_of(state: ProxyState | None, name: str) -> Toxic | None:
+    return next((toxic for toxic in state.toxics if toxic.name == name), None) if state else None
+
+
+def _same(asked: Toxic, found: Toxic) -> bool:
+    # The server keeps toxicity in 32 bits, and reports every attribute of the type, 0 where none was given.
+    return (
+        (asked.type, asked.stream) == (found.type, found.stream)
+        and abs(asked.toxicity - found.toxicity) < 1e-6
+        and all(found.attributes.get(key) == value for key, value in asked.attributes.items())
+        and all(value == 0 for key, value in found.attributes.items() if key not in asked.attributes)
+    )
+
+
+def _brief(found: ProxyState | Toxic | None) -> str:
+    return "nothing" if found is None else repr(found)[:300]
+
+
+def _check_name(what: str, name: str) -> None:
+    # A name with a slash is accepted by the server and can never be addressed or deleted again.
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise ToxiproxyUnsafe(f"{what} name {name!r}: only letters, digits and _ . - are safe, 1 to 128 of them")
+
+
+def _check_address(what: str, address: str) -> int:
+    """The port. An address without a host would bind every interface of the machine."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ToxiproxyUnsafe(f"{what} address {address!r}: expected host:port")
+    return int(port)

@@ -1,0 +1,207 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chaos import heal
+from chaos.undo import (
+    DisabledEntry,
+    ProcessEntry,
+    ProxyEntry,
+    ToxicEntry,
+    UndoError,
+    UndoLog,
+    heal_all,
+    heal_entry,
+    is_alive,
+    read_log,
+    undo_directory,
+)
+from tests.toxiproxy.stub_server import PROXY, Answer, body, stub_server
+
+NOWHERE = "http://127.0.0.1:1"
+TOXIC = ToxicEntry(api_url=NOWHERE, proxy="w", toxic="slow", expires_unix_s=5.0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path))
+
+
+def _start(code: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def _entry(process: subprocess.Popen[bytes], *, group: bool = False) -> ProcessEntry:
+    created_s = psutil.Process(process.pid).create_time()
+    return ProcessEntry(pid=process.pid, created_s=created_s, name="sleeper", group=group)
+
+
+SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+
+
+def test_entries_are_on_disk_before_add_returns_and_until_done() -> None:
+    log = UndoLog.create("run-1")
+    first = log.add(TOXIC)
+    second = log.add(ProxyEntry(api_url=NOWHERE, proxy="w"))
+    content = read_log(log.path)
+    assert [(entry.id, type(entry)) for entry in content.entries] == [(first, ToxicEntry), (second, ProxyEntry)]
+    assert content.entries[0].expires_unix_s == 5.0
+    assert content.runner is not None
+    assert is_alive(content.runner.pid, content.runner.created_s)
+    assert log.path.stat().st_mode & 0o077 == 0
+    log.done(second)
+    assert [entry.id for entry in log.open_entries()] == [first]
+    assert not log.close()
+    assert log.path.exists()
+
+
+def test_a_clean_log_leaves_no_file() -> None:
+    log = UndoLog.create("run-1")
+    log.done(log.add(TOXIC))
+    assert log.close()
+    assert list(undo_directory().iterdir()) == []
+
+
+def test_a_torn_line_spoils_neither_what_is_before_nor_what_comes_after() -> None:
+    log = UndoLog.create("run-1")
+    log.add(TOXIC)
+    with log.path.open("ab") as file:
+        file.write(b'\n{"undo":"toxic","api_ur')
+    assert [len(read_log(log.path).entries), read_log(log.path).torn] == [1, 1]
+    UndoLog(log.path, "k").add(DisabledEntry(api_url=NOWHERE, proxy="w"))
+    assert [entry.id for entry in log.open_entries()] == ["r1", "k1"]
+
+
+def test_no_entry_can_be_added_to_a_log_that_the_keeper_has_deleted() -> None:
+    log = UndoLog.create("run-1")
+    UndoLog(log.path, "k").close()
+    with pytest.raises(UndoError):
+        log.add(TOXIC)
+
+
+def test_one_run_has_one_log() -> None:
+    UndoLog.create("run-1")
+    for name in ("run-1", "../x", ""):
+        with pytest.raises(UndoError):
+            UndoLog.create(name)
+
+
+def test_a_server_that_has_ended_has_no_faults_any_more() -> None:
+    results = heal_all([TOXIC, DisabledEntry(api_url=NOWHERE, proxy="w"), ProxyEntry(api_url=NOWHERE, proxy="w")])
+    assert [result.healed for result in results] == [True, True, True]
+    assert [type(result.entry) for result in results] == [ProxyEntry, DisabledEntry, ToxicEntry]
+    assert "server has ended" in results[0].text
+
+
+def test_what_was_not_verified_is_not_called_healed_and_the_rest_goes_on() -> None:
+    def stays(method: str, path: str) -> Answer:
+        toxic = {"name": "slow", "type": "latency", "stream": "upstream", "toxicity": 1.0, "attributes": {}}
+        return 200, body(PROXY | {"toxics": [toxic]})
+
+    with stub_server(stays) as (url, _):
+        results = heal_all([TOXIC, ToxicEntry(api_url=url, proxy="w", toxic="slow")])
+    assert {
+        result.entry.api_url == url: result.healed for result in results if isinstance(result.entry, ToxicEntry)
+    } == {
+        True: False,
+        False: True,
+    }
+
+
+def test_a_process_is_ended_kindly_or_by_force() -> None:
+    kind, stubborn = _start(SLEEP), _start(STUBBORN)
+    started = time.monotonic()
+    results = heal_all([_entry(kind), _entry(stubborn)])
+    assert time.monotonic() - started < 3
+    assert all(result.healed for result in results)
+    assert [kind.wait(), stubborn.wait()] == [-signal.SIGTERM, -signal.SIGKILL]
+    assert heal_entry(results[0].entry).text.endswith("had ended already")
+
+
+def test_a_stopped_process_is_ended_too() -> None:
+    process = _start(SLEEP)
+    os.kill(process.pid, signal.SIGSTOP)
+    assert heal_entry(_entry(process)).healed
+    process.wait()
+
+
+def test_another_process_with_the_pid_is_never_signalled() -> None:
+    process = _start(SLEEP)
+    try:
+        entry = _entry(process)
+        other = ProcessEntry(pid=entry.pid, created_s=entry.created_s - 100, name="old")
+        assert heal_entry(other).text.endswith("had ended already")
+        assert process.poll() is None
+        assert not heal_entry(ProcessEntry(pid=os.getpid(), created_s=psutil.Process().create_time(), name="me")).healed
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_group_ends_with_its_leader_or_is_left_alone_without_it() -> None:
+    parent = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); import time; time.sleep(60)"
+    )
+    process = _start(parent)
+    child = psutil.Process(process.pid).children()[0]
+    entry = _entry(process, group=True)
+    assert heal_entry(entry).healed
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    process.wait()
+
+    process = _start(parent)
+    child = psutil.Process(process.pid).children()[0]
+    entry = _entry(process, group=True)
+    process.kill()
+    process.wait()
+    result = heal_entry(entry)
+    assert not result.healed
+    assert str(child.pid) in result.text
+    child.kill()
+
+
+def _heal(*arguments: str) -> int:
+    arguments_before = sys.argv
+    sys.argv = ["heal", *arguments]
+    try:
+        return heal.main()
+    finally:
+        sys.argv = arguments_before
+
+
+def test_heal_command_skips_live_runners_and_heals_after_dead_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _heal() == 0
+    log = UndoLog.create("run-1")
+    log.add(TOXIC)
+    assert _heal() == 0
+    assert "is alive, skipped" in capsys.readouterr().out
+    text = log.path.read_text()
+    log.path.write_text(text.replace(f'"pid":{os.getpid()}', '"pid":999999999'))
+    assert _heal("--list") == 1
+    assert "run-1: toxic slow on proxy w" in capsys.readouterr().out
+    assert _heal() == 0
+    assert "server has ended" in capsys.readouterr().out
+    assert not log.path.exists()
+
+
+def test_heal_command_says_what_it_could_not_heal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "_TRY_S", 0.1)
+    with stub_server(lambda method, path: (500, b"broken")) as (url, _):
+        log = UndoLog.create("run-1")
+        log.add(ToxicEntry(api_url=url, proxy="w", toxic="slow"))
+        log.path.write_text(log.path.read_text().replace(f'"pid":{os.getpid()}', '"pid":999999999'))
+        assert _heal() == 1
+    assert "not healed" in capsys.readouterr().out
+    assert log.path.exists()

@@ -1,0 +1,51 @@
+"""A tiny HTTP server that answers as a test tells it to, right or wrong."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, bytes]
+Answerer = Callable[[str, str], Answer]
+"""From method and path to status and body."""
+
+PROXY: dict[str, Any] = {"name": "w", "listen": "127.0.0.1:7", "upstream": "127.0.0.1:8", "enabled": True, "toxics": []}
+
+
+def body(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+@contextmanager
+def stub_server(answer: Answerer) -> Iterator[tuple[str, list[str]]]:
+    """The server's URL, and the requests (`METHOD path`) it has had."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _handle(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append(f"{self.command} {self.path}")
+            status, content = answer(self.command, self.path)
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:
+                return
+
+        do_GET = do_POST = do_DELETE = _handle
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
