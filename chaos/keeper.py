@@ -109,7 +109,11 @@ class Keeper:
                 env=os.environ | {"PYTHONPATH": _import_path()},
             )
         keeper = cls(process, log_path, log_dir)
-        keeper._ask(Status(), _START_S_MAX)
+        try:
+            keeper._ask(Status(), _START_S_MAX)
+        except KeeperError:
+            keeper._end_keeper()
+            raise
         return keeper
 
     @property
@@ -190,7 +194,10 @@ class Keeper:
                 raise KeeperError(f"keeper (pid {self.pid}): has ended; see {self._log_dir}/keeper.log")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return _replies.decode(line)
+        try:
+            return _replies.decode(line)
+        except msgspec.DecodeError as error:
+            raise KeeperError(f"keeper (pid {self.pid}): unreadable reply: {error}") from error
 
 
 def _forget_pipe(reference: "weakref.ref[Keeper]") -> None:
@@ -211,15 +218,25 @@ def heal_log(path: Path, writer: str, ends_s: float) -> list[HealResult]:
     log = UndoLog(path, writer)
     results: dict[str, HealResult] = {}
     while True:
-        for result in heal_all(log.open_entries()):
+        still_open = [entry for entry in log.open_entries() if not _is_healed(results.get(entry.id))]
+        for result in heal_all(still_open):
             results[result.entry.id] = result
-            if result.healed:
-                log.done(result.entry.id)
-        if not log.open_entries() or time.monotonic() >= ends_s:
+            # What is healed stays so when the disk is full: then it is only not written down.
+            with contextlib.suppress(UndoError):
+                if result.healed:
+                    log.done(result.entry.id)
+        if all(_is_healed(results.get(entry.id)) for entry in log.open_entries()):
+            path.unlink(missing_ok=True)
+            break
+        if time.monotonic() >= ends_s:
             break
         time.sleep(_RETRY_S)
     log.close()
     return list(results.values())
+
+
+def _is_healed(result: HealResult | None) -> bool:
+    return result is not None and result.healed
 
 
 class _Servers:
@@ -316,7 +333,9 @@ class _Watch(threading.Thread):
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    # A full disk must not keep the keeper from healing.
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _serve(log: UndoLog, wake: int) -> bool:

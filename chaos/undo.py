@@ -298,7 +298,6 @@ def _end_processes(entries: Sequence[ProcessEntry]) -> list[HealResult]:
     if everything and _running(everything, TERM_S):
         problems |= _signal(_running(everything, 0.0), psutil.Process.kill)
         _running(everything, _KILL_S)
-    left = {process.pid for process in _running(everything, 0.0)}
     results = []
     for entry in entries:
         where = f"process {entry.name} (pid {entry.pid})"
@@ -306,10 +305,13 @@ def _end_processes(entries: Sequence[ProcessEntry]) -> list[HealResult]:
             results.append(HealResult(entry, False, f"{where}: left alone: {refused[_key(entry)]}"))
             continue
         part = members[_key(entry)]
-        running = sorted(process.pid for process in part if process.pid in left)
+        running = {process.pid for process in _running(part, 0.0)}
+        if entry.group and part:
+            # What the group forked after it was looked up.
+            running |= {process.pid for process in _group(entry.pid)}
         if running:
-            why = "; ".join(problems[pid] for pid in running if pid in problems) or "survived SIGKILL"
-            results.append(HealResult(entry, False, f"{where}: still running: {running}: {why}"))
+            why = "; ".join(problems[pid] for pid in sorted(running) if pid in problems) or "survived SIGKILL"
+            results.append(HealResult(entry, False, f"{where}: still running: {sorted(running)}: {why}"))
         else:
             results.append(HealResult(entry, True, f"{where}: {'ended' if part else 'had ended already'}"))
     return results
@@ -329,7 +331,7 @@ def _members(entry: ProcessEntry) -> list[psutil.Process]:
     leader = _find(entry.pid, entry.created_s)
     if not entry.group:
         return [leader] if leader else []
-    group = [process for process in psutil.process_iter() if _group_of(process) == entry.pid]
+    group = _group(entry.pid)
     if leader is None:
         # A group whose leader is gone cannot be told from one that got the same number later.
         if group:
@@ -338,6 +340,10 @@ def _members(entry: ProcessEntry) -> list[psutil.Process]:
     if os.getpgid(0) == entry.pid:
         raise _NotOurs("it is the group of this very process")
     return [leader, *(process for process in group if process.pid != leader.pid)]
+
+
+def _group(number: int) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _group_of(process) == number]
 
 
 def _group_of(process: psutil.Process) -> int | None:

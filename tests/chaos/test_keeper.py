@@ -1,0 +1,195 @@
+"""The keeper against runners that end in every way. Tests marked `live` use a real Toxiproxy; each takes seconds."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chaos.keeper import Keeper, KeeperError
+from chaos.toxiproxy.adapter import Toxiproxy
+from chaos.undo import ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
+from tests.toxiproxy.real_server import real_server, server_path
+
+SERVER = [sys.executable, "-c", "import time; print('serving', flush=True); time.sleep(60)"]
+
+# A runner as the real one: log first, then inject. Other children of every kind must not keep the pipe open.
+RUNNER = """
+import multiprocessing, os, subprocess, sys, time
+from pathlib import Path
+import psutil
+from chaos.keeper import Keeper
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy
+from chaos.undo import ProcessEntry, ProxyEntry, ToxicEntry, UndoLog
+
+def main(url, folder, ttl_s):
+    log = UndoLog.create("test-run")
+    keeper = Keeper.start(log.path, Path(folder))
+    server = keeper.spawn("server", [sys.executable, "-c", "import time; time.sleep(60)"])
+    plain = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    forked.start()
+    log.add(ProcessEntry(pid=plain.pid, created_s=psutil.Process(plain.pid).create_time(), name="plain"))
+    if url:
+        api = Toxiproxy(url)
+        log.add(ProxyEntry(api_url=url, proxy="w"))
+        api.create_proxy("w", "127.0.0.1:0", "127.0.0.1:9")
+        log.add(ToxicEntry(api_url=url, proxy="w", toxic="t", expires_unix_s=time.time() + ttl_s))
+        api.add_toxic("w", Toxic("t", "timeout", "upstream", {"timeout": 0}))
+    print(keeper.pid, server, plain.pid, forked.pid, flush=True)
+    time.sleep(60)
+
+main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("live"):
+        server_path()
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[tuple[Keeper, UndoLog]]:
+    log = UndoLog.create("run-1")
+    started = Keeper.start(log.path, tmp_path)
+    yield started, log
+    started.close()
+
+
+def _eventually(condition: Callable[[], bool], limit_s: float) -> bool:
+    ends_s = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > ends_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextlib.contextmanager
+def _runner(folder: Path, url: str = "", ttl_s: float = 60.0) -> Iterator[tuple[int, list[int]]]:
+    """A runner in a process of its own: its pid, and those of keeper, server, plain and forked child."""
+    process = subprocess.Popen([sys.executable, "-c", RUNNER, url, str(folder), str(ttl_s)], stdout=subprocess.PIPE)
+    pids: list[int] = []
+    try:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 4
+        yield process.pid, pids
+    finally:
+        process.kill()
+        process.wait()
+        for pid in pids[3:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert _eventually(lambda: all(_gone(pid) for pid in pids), 8.0)
+
+
+def test_servers_start_write_their_output_and_stop(keeper: tuple[Keeper, UndoLog], tmp_path: Path) -> None:
+    started, log = keeper
+    pid = started.spawn("server", SERVER, {"SOME": "thing"})
+    assert started.children() == {"server": None}
+    assert _eventually(lambda: (tmp_path / "server.log").read_text() == "serving\n", 5.0)
+    # In the log too: if the keeper itself is killed, somebody can still end its servers.
+    assert [entry.pid for entry in log.open_entries() if isinstance(entry, ProcessEntry)] == [pid]
+    with pytest.raises(KeeperError, match="runs already"):
+        started.spawn("server", SERVER)
+    started.stop_child("server")
+    assert _gone(pid)
+    assert log.open_entries() == []
+    with pytest.raises(KeeperError, match="unknown"):
+        started.stop_child("server")
+    with pytest.raises(KeeperError, match="No such file"):
+        started.spawn("nothing", ["/nowhere/at/all"])
+    assert started.spawn("server", SERVER) != pid
+
+
+def test_close_heals_ends_and_tells(keeper: tuple[Keeper, UndoLog]) -> None:
+    started, log = keeper
+    pid = started.spawn("server", SERVER)
+    log.add(ToxicEntry(api_url="http://127.0.0.1:1", proxy="w", toxic="t"))
+    healed = started.close()
+    assert sorted(type(result.entry).__name__ for result in healed) == ["ProcessEntry", "ToxicEntry"]
+    assert all(result.healed for result in healed)
+    assert _gone(pid)
+    assert not started.alive()
+    assert not log.path.exists()
+    assert started.close() == []
+
+
+def test_a_dead_keeper_is_noticed_and_its_work_is_done_by_the_runner(keeper: tuple[Keeper, UndoLog]) -> None:
+    started, log = keeper
+    pid = started.spawn("server", SERVER)
+    os.kill(started.pid, signal.SIGKILL)
+    assert _eventually(lambda: not started.alive(), 2.0)
+    with pytest.raises(KeeperError):
+        started.children()
+    assert [result.healed for result in started.close()] == [True]
+    assert _gone(pid)
+    assert not log.path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_for_the_runner_do_not_end_the_keeper(keeper: tuple[Keeper, UndoLog], number: signal.Signals) -> None:
+    os.kill(keeper[0].pid, number)
+    time.sleep(0.1)
+    assert keeper[0].children() == {}
+
+
+def test_sigterm_is_an_orderly_end(keeper: tuple[Keeper, UndoLog]) -> None:
+    started, log = keeper
+    pid = started.spawn("server", SERVER)
+    os.kill(started.pid, signal.SIGTERM)
+    assert _eventually(lambda: not started.alive(), 5.0)
+    assert _gone(pid)
+    assert not log.path.exists()
+
+
+def test_a_keeper_without_its_log_says_so(tmp_path: Path) -> None:
+    with pytest.raises(KeeperError, match=r"keeper\.log"):
+        Keeper.start(tmp_path / "missing.jsonl", tmp_path)
+    assert "missing.jsonl" in (tmp_path / "keeper.log").read_text()
+
+
+def test_kill_9_of_the_runner_ends_everything_although_other_children_live_on(tmp_path: Path) -> None:
+    with _runner(tmp_path) as (runner, (keeper, server, plain, forked)):
+        os.kill(runner, signal.SIGKILL)
+        assert _eventually(lambda: all(_gone(pid) for pid in (keeper, server, plain)), 5.0)
+        # Not recorded, so not ended; it inherited the runner's descriptors, yet did not hide the runner's end.
+        assert not _gone(forked)
+    assert list(undo_directory().iterdir()) == []
+
+
+@pytest.mark.live
+def test_kill_9_heals_a_toxiproxy_that_stays_up(tmp_path: Path) -> None:
+    with real_server() as api, _runner(tmp_path, api.url) as (runner, _):
+        assert [toxic.name for toxic in api.proxies()["w"].toxics] == ["t"]
+        os.kill(runner, signal.SIGKILL)
+        assert _eventually(lambda: api.proxies() == {}, 5.0)
+
+
+@pytest.mark.live
+def test_the_time_limit_heals_while_the_runner_hangs(tmp_path: Path) -> None:
+    with real_server() as api, _runner(tmp_path, api.url, ttl_s=1.0) as (runner, (keeper, *_)):
+        os.kill(runner, signal.SIGSTOP)
+        assert _eventually(lambda: _toxics(api) == [], 4.0)
+        assert not _gone(keeper)
+        assert is_alive(runner, psutil.Process(runner).create_time())
+
+
+def _toxics(api: Toxiproxy) -> list[str]:
+    return [toxic.name for toxic in api.proxies()["w"].toxics]

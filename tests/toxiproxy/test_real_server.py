@@ -1,0 +1,114 @@
+"""What the adapter assumes about the real server. Cheap (seconds), but the server may have to be built first."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyRefused
+from tests.toxiproxy.real_server import real_server
+
+pytestmark = [pytest.mark.live, pytest.mark.verify]
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Toxiproxy]:
+    with real_server() as server:
+        yield server
+
+
+@pytest.fixture
+def upstream() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        yield listener
+
+
+def _address(listener: socket.socket) -> str:
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _connect(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+@pytest.mark.parametrize(
+    "toxic",
+    [
+        Toxic("t", "latency", "upstream", {"latency": 200, "jitter": 10}),
+        Toxic("t", "bandwidth", attributes={"rate": 0}),
+        Toxic("t", "timeout", attributes={"timeout": 0}),
+        Toxic("t", "slow_close", attributes={"delay": 3_600_000}),
+        Toxic("t", "reset_peer", attributes={"timeout": 0}),
+        Toxic("t", "slicer", attributes={"average_size": 10, "size_variation": 10, "delay": 5}),
+        Toxic("t", "limit_data", attributes={"bytes": 5}),
+        Toxic("t", "latency", attributes={"latency": 1}, toxicity=0.3),
+    ],
+    ids=repr,
+)
+def test_every_toxic_is_added_read_back_and_removed(api: Toxiproxy, toxic: Toxic) -> None:
+    api.create_proxy("kinds", "127.0.0.1:0", "127.0.0.1:9")
+    try:
+        assert api.add_toxic("kinds", toxic).name == "t"
+        with pytest.raises(ToxiproxyRefused) as caught:
+            api.add_toxic("kinds", toxic)
+        assert caught.value.status == 409
+        assert api.remove_toxic("kinds", "t") == "removed"
+        assert api.remove_toxic("kinds", "t") == "missing"
+    finally:
+        api.delete_proxy("kinds")
+
+
+def test_disabling_cuts_and_enabling_restores_the_same_port(api: Toxiproxy, upstream: socket.socket) -> None:
+    state = api.create_proxy("cut", "127.0.0.1:0", _address(upstream))
+    with _connect(state.listen) as client:
+        client.sendall(b"x")
+        server, _ = upstream.accept()
+        assert not api.set_enabled("cut", False).enabled
+        assert client.recv(1) == b""
+        server.close()
+    with pytest.raises(ConnectionRefusedError):
+        _connect(state.listen)
+    assert api.set_enabled("cut", True).listen == state.listen
+    _connect(state.listen).close()
+    assert api.proxies()["cut"].enabled
+    api.delete_proxy("cut")
+    assert api.proxy("cut") is None
+
+
+def test_an_occupied_port_is_an_error(api: Toxiproxy, upstream: socket.socket) -> None:
+    with pytest.raises(ToxiproxyRefused, match="address already in use"):
+        api.create_proxy("busy", _address(upstream), "127.0.0.1:9")
+    assert api.proxy("busy") is None
+
+
+def test_a_stall_whose_ends_have_gone_is_removed_in_bounded_time(api: Toxiproxy, upstream: socket.socket) -> None:
+    state = api.create_proxy("stall", "127.0.0.1:0", _address(upstream))
+    api.add_toxic("stall", Toxic("kept", "noop"))
+    pairs = []
+    for _ in range(2):
+        client = _connect(state.listen)
+        server, _ = upstream.accept()
+        pairs.append((client, server))
+    for stream in ("upstream", "downstream"):
+        api.add_toxic("stall", Toxic(f"hold_{stream}", "bandwidth", stream, {"rate": 0}))
+    for client, server in pairs:
+        client.sendall(b"x" * 100_000)
+        server.sendall(b"y" * 100_000)
+    time.sleep(0.2)
+    for client, _ in pairs:
+        client.close()
+    time.sleep(0.2)
+    started = time.monotonic()
+    how = {api.remove_toxic("stall", f"hold_{stream}") for stream in ("upstream", "downstream")}
+    # The server's own removal would block 5 s for each connection.
+    assert time.monotonic() - started < 6
+    assert "replaced" in how
+    assert [toxic.name for toxic in api.proxies()["stall"].toxics] == ["kept"]
+    assert api.proxies()["stall"].listen == state.listen
+    _connect(state.listen).close()
+    api.delete_proxy("stall")
+    for _, server in pairs:
+        server.close()
