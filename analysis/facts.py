@@ -39,11 +39,13 @@ class FaultWindow(msgspec.Struct, frozen=True):
 
 
 class QuietSpan(msgspec.Struct, frozen=True):
-    """From the heal of a fault until the next injection, or the run's end."""
+    """After a fault: from its heal, or that of the last fault that was on with it, until the next injection or the
+    run's end. followed: it was the next injection."""
 
     fault: FaultWindow
     start_s: float
     end_s: float
+    followed: bool
 
 
 def policy(history: History, section: str, name: str) -> float:
@@ -145,16 +147,18 @@ def fault_windows(history: History) -> list[FaultWindow]:
 
 
 def quiet_spans(history: History) -> list[QuietSpan]:
-    """The span after each heal in which no fault was on; none after a heal with another fault still on."""
+    """The span after each fault in which none was on, one per fault; none for a fault healed only after the end."""
     windows = fault_windows(history)
     end_s = run_end_s(history)
     spans = []
     for fault in windows:
-        others = [other for other in windows if other is not fault]
-        if fault.healed_s > end_s or any(o.injected_s <= fault.healed_s < o.healed_s for o in others):
-            continue
-        later = [other.injected_s for other in others if other.injected_s > fault.healed_s]
-        spans.append(QuietSpan(fault, fault.healed_s, min([end_s, *later])))
+        start_s = fault.healed_s
+        for other in windows:
+            if other.injected_s <= start_s < other.healed_s:
+                start_s = other.healed_s
+        if start_s <= end_s:
+            next_s = min((other.injected_s for other in windows if other.injected_s > start_s), default=math.inf)
+            spans.append(QuietSpan(fault, start_s, min(end_s, next_s), next_s <= end_s))
     return spans
 
 

@@ -1,0 +1,312 @@
+"""From a history to a verdict: were the expectations met, were the invariants kept, and did the run prove it?"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from analysis.checkers import run_checkers
+from analysis.criterion import Criterion
+from analysis.facts import CannotJudge, counts, host_stalls, offered, policy
+from analysis.history import History, UnreadableError
+from analysis.metrics import METRICS, Measurement, UnknownMetricError, measure
+from analysis.verdict import CriterionResult, FaultResult, InvariantResult, Outcome, Verdict, merge
+
+DISPATCH_LAG_MAX_S = 0.25
+SUFFERED_MAX = 50
+# Breaches of these corrupt answers; they weigh more than any expectation that was missed.
+_SAFETY = (2, 3, 4, 5)
+
+
+def judge(history: History) -> Verdict:
+    """The verdict of a run. Raises UnreadableError when the experiment's criteria are malformed.
+
+    invalid: a fault did not take effect, the baseline was not steady, or our own machine spoilt the measurement. fail:
+    an expectation refuted, an invariant broken, or a fault not healed. A run that was cut is never better than
+    inconclusive.
+    """
+    criteria = [*_steady_state(history), *_expectations(history), *_self_checks(history)]
+    invariants = run_checkers(history)
+    faults = _fault_outcomes(history)
+    outcomes = [each.verdict for each in criteria] + [each.verdict for each in invariants]
+    verdict = merge([*outcomes, *(outcome for outcome, _ in faults)])
+    if verdict is Outcome.PASS and not history.info.complete:
+        verdict = Outcome.INCONCLUSIVE
+    lines = offered(history)
+    hurt = ["failed", "refused", "in_flight"] if history.info.complete else ["failed", "refused"]
+    return Verdict(
+        verdict=verdict,
+        experiment=history.info.experiment,
+        world=history.info.world,
+        seed=history.info.seed,
+        complete=history.info.complete,
+        reasons=_reasons(history, verdict, criteria, invariants, faults),
+        counts=counts(history),
+        criteria=criteria,
+        invariants=invariants,
+        faults=_fault_results(history),
+        suffered=lines.loc[lines["outcome"].isin(hurt), "request_id"].head(SUFFERED_MAX).tolist(),
+    )
+
+
+def write_verdict(directory: Path, verdict: Verdict) -> None:
+    """Write `verdict.json`, whole or not at all. Raises OSError."""
+    part = directory / ".verdict.json.part"
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+    os.replace(part, directory / "verdict.json")
+
+
+def read_verdict(directory: Path) -> Verdict:
+    """`verdict.json` of a results directory. Raises UnreadableError."""
+    path = directory / "verdict.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Verdict)
+    except FileNotFoundError:
+        raise UnreadableError(f"{path}: missing") from None
+    except msgspec.DecodeError as error:
+        raise UnreadableError(f"{path}: not a verdict: {error}") from None
+
+
+def _criteria(history: History, section: str) -> dict[str, Criterion]:
+    try:
+        return msgspec.convert(history.experiment.get(section) or {}, dict[str, Criterion])
+    except msgspec.ValidationError as error:
+        raise UnreadableError(f"experiment.yaml: {section}: {error}") from None
+
+
+def _steady_state(history: History) -> list[CriterionResult]:
+    """The hypothesis in the baseline, where missing it makes the run invalid, and again in the recovery."""
+    planned = history.experiment.get("phases")
+    results = []
+    for part in ("baseline", "recovery"):
+        phase = str(history.experiment.get(f"{part}_phase", part))
+        if not isinstance(planned, dict) or phase not in planned:
+            continue
+        for name, criterion in _criteria(history, "steady_state").items():
+            result = evaluate(history, f"{name} ({phase})", msgspec.structs.replace(criterion, phase=phase))
+            if part == "baseline" and result.verdict is Outcome.FAIL:
+                text = f"the cluster was not in its steady state before the fault: {result.explanation}"
+                result = msgspec.structs.replace(result, verdict=Outcome.INVALID, explanation=text)
+            results.append(result)
+    return results
+
+
+def _expectations(history: History) -> list[CriterionResult]:
+    return [evaluate(history, name, criterion) for name, criterion in _criteria(history, "expectations").items()]
+
+
+def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResult:
+    """Judge one criterion.
+
+    pass: the one-sided bound at the criterion's confidence keeps the limit, and there are `samples_min` samples. fail:
+    the estimate itself breaks the limit, or what was to be seen once never happened. inconclusive: everything else,
+    such as a percentile whose sample is too small for a bound, and an estimate over a phase that was cut.
+    """
+    metric = METRICS.get(criterion.metric)
+    unit = metric.unit if metric else ""
+
+    def result(verdict: Outcome, text: str, seen: Measurement | None = None) -> CriterionResult:
+        return CriterionResult(
+            name=name,
+            verdict=verdict,
+            measured=seen.value if seen else None,
+            limit=_limit(criterion),
+            unit=unit,
+            samples=seen.samples if seen else 0,
+            interval=seen.interval if seen else None,
+            explanation=text,
+        )
+
+    role = _target_role(history)
+    if criterion.when_target is not None and criterion.when_target != role:
+        return result(Outcome.NOT_APPLICABLE, f"it is about a fault of a {criterion.when_target}")
+    try:
+        seen = measure(history, criterion.metric, criterion.phase, criterion.confidence)
+    except UnknownMetricError as error:
+        return result(Outcome.INVALID, str(error))
+    except CannotJudge as reason:
+        return result(Outcome.INCONCLUSIVE, str(reason))
+    return result(*_weigh(history, criterion, seen), seen)
+
+
+def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[Outcome, str]:
+    where = f" in phase {criterion.phase}" if criterion.phase else ""
+    complete = history.info.complete
+    if seen.value is None:
+        if seen.estimator != "observed" or seen.samples == 0:
+            return (
+                Outcome.INCONCLUSIVE,
+                f"{criterion.metric}{where}: {seen.samples} samples are too few to say anything",
+            )
+        text = f"{criterion.metric}: it never happened before the run ended"
+        return (Outcome.FAIL if complete else Outcome.INCONCLUSIVE), text
+    text = f"{criterion.metric}{where} is {seen.value:.5g} (limit {_limit(criterion)}, n = {seen.samples})"
+    least = -math.inf if criterion.at_least is None else criterion.at_least
+    most = math.inf if criterion.at_most is None else criterion.at_most
+    if not least <= seen.value <= most:
+        settled = complete or seen.estimator == "observed" or _phase_over(history, criterion.phase)
+        return (Outcome.FAIL, text) if settled else (Outcome.INCONCLUSIVE, f"{text}, but the run was cut")
+    if seen.samples < criterion.samples_min:
+        return Outcome.INCONCLUSIVE, f"{text}: fewer samples than the {criterion.samples_min} asked for"
+    lower = -math.inf if seen.lower is None else seen.lower
+    upper = math.inf if seen.upper is None else seen.upper
+    if least <= lower and upper <= most:
+        return Outcome.PASS, text
+    if criterion.at_least is None and criterion.at_most is None:
+        return Outcome.PASS, f"{text}: no limit was set"
+    side, bound = ("at least", lower) if lower < least else ("at most", upper)
+    if math.isinf(bound):
+        return Outcome.INCONCLUSIVE, f"{text}: too few samples for a bound with {criterion.confidence:.0%} confidence"
+    text = f"{text}, yet all that can be said with {criterion.confidence:.0%} confidence is {side} {bound:.5g}"
+    return Outcome.INCONCLUSIVE, text
+
+
+def _phase_over(history: History, name: str | None) -> bool:
+    return any(phase.name == name and math.isfinite(phase.end_s) for phase in history.phases())
+
+
+def _limit(criterion: Criterion) -> str:
+    sides = []
+    if criterion.at_least is not None:
+        sides.append(f">= {criterion.at_least:g}")
+    if criterion.at_most is not None:
+        sides.append(f"<= {criterion.at_most:g}")
+    return " and ".join(sides) or "none"
+
+
+def _planned_faults(history: History) -> dict[str, dict[str, Any]]:
+    planned = history.experiment.get("faults") or {}
+    return {str(name): spec for name, spec in planned.items()} if isinstance(planned, dict) else {}
+
+
+def _targets(history: History) -> set[str]:
+    planned = [target for spec in _planned_faults(history).values() for target in spec.get("targets", ())]
+    return {*planned, *(target for targets in history.faults["targets"] for target in targets)}
+
+
+def _target_role(history: History) -> str | None:
+    targets = _targets(history)
+    if not targets:
+        return None
+    return "controller" if "controller" in targets else "worker"
+
+
+def _self_checks(history: History) -> list[CriterionResult]:
+    """What our own machine did to the measurement."""
+    return [_host_stall(history), _dispatch_lag(history)]
+
+
+def _host_stall(history: History) -> CriterionResult:
+    name = "host stall (self-check)"
+    try:
+        limit_s = policy(history, "membership", "suspect_after_s")
+    except CannotJudge as reason:
+        return CriterionResult(name, Outcome.NOT_APPLICABLE, None, "", "s", 0, None, str(reason))
+    stalls = host_stalls(history)
+    worst_s = 0.0 if stalls.empty else float(stalls["length_s"].max())
+    text = f"the host stood still for {worst_s:.2f} s at most"
+    verdict = Outcome.PASS
+    if worst_s > limit_s:
+        text = f"the host stood still for {worst_s:.2f} s: heartbeats and latencies of that time mean nothing"
+        verdict = Outcome.INVALID
+    return CriterionResult(name, verdict, worst_s, f"<= {limit_s:g}", "s", len(stalls), None, text)
+
+
+def _dispatch_lag(history: History) -> CriterionResult:
+    name, limit = "dispatch lag (self-check)", f"<= {DISPATCH_LAG_MAX_S:g}"
+    try:
+        seen = measure(history, "dispatch_lag_p99_s")
+    except CannotJudge as reason:
+        return CriterionResult(name, Outcome.INCONCLUSIVE, None, limit, "s", 0, None, str(reason))
+    if seen.value is None:
+        text = f"{seen.samples} requests are too few to say whether the load was on time"
+        return CriterionResult(name, Outcome.NOT_APPLICABLE, None, limit, "s", seen.samples, None, text)
+    late = seen.value > DISPATCH_LAG_MAX_S
+    text = f"99 % of requests were sent within {seen.value:.3f} s of their intended time" + (
+        ": the generators were too slow for this load" if late else ""
+    )
+    verdict = Outcome.INVALID if late else Outcome.PASS
+    return CriterionResult(name, verdict, seen.value, limit, "s", seen.samples, seen.interval, text)
+
+
+def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
+    """What the faults themselves say about the run, a sentence each; nothing for a fault that went as planned.
+
+    In a run that was cut a fault may not have come to its proof or its heal: unknown, unless it was healed unproven.
+    """
+    complete = history.info.complete
+    found = []
+    for row in history.faults.to_dict("records"):
+        label = f"{row['name']} ({row['kind']} of {', '.join(row['targets'])})"
+        healed = not math.isnan(row["healed_s"])
+        if not row["verified"] and (complete or healed):
+            found.append((Outcome.INVALID, f"the fault {label} did not prove that it took effect"))
+        if not row["heal_verified"] and (healed or (complete and not math.isnan(row["injected_s"]))):
+            found.append((Outcome.FAIL, f"the heal of the fault {label} is not proven"))
+    recorded = set(history.faults["name"])
+    missing = [name for name in _planned_faults(history) if name not in recorded]
+    if complete:
+        found += [(Outcome.INVALID, f"the fault {name} was never injected") for name in missing]
+    return found
+
+
+def _fault_results(history: History) -> list[FaultResult]:
+    return [
+        FaultResult(
+            kind=row["kind"],
+            target=", ".join(row["targets"]),
+            injected_s=None if math.isnan(row["injected_s"]) else row["injected_s"],
+            verified=bool(row["verified"]),
+            healed_s=None if math.isnan(row["healed_s"]) else row["healed_s"],
+            evidence=_evidence(row["evidence"]),
+        )
+        for row in history.faults.to_dict("records")
+    ]
+
+
+def _evidence(text: str) -> dict[str, object]:
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return {"text": text}
+    return read if isinstance(read, dict) else {"value": read}
+
+
+def _reasons(
+    history: History,
+    verdict: Outcome,
+    criteria: list[CriterionResult],
+    invariants: list[InvariantResult],
+    faults: list[tuple[Outcome, str]],
+) -> list[str]:
+    safety = [each for each in invariants if each.number in _SAFETY]
+    others = [each for each in invariants if each.number not in _SAFETY]
+    judged = [(each.verdict, f"invariant {each.number}, {each.name}: {each.explanation}") for each in safety]
+    judged += [(each.verdict, each.explanation) for each in criteria]
+    judged += [(each.verdict, f"invariant {each.number}, {each.name}: {each.explanation}") for each in others]
+    judged = [*faults, *judged]
+
+    def sentences(outcome: Outcome) -> list[str]:
+        return [text for each, text in judged if each is outcome]
+
+    reasons = sentences(Outcome.INVALID)
+    if not history.info.complete:
+        reasons.append(f"the run did not finish: {history.info.ended_by}")
+    failed = sentences(Outcome.FAIL)
+    if failed and _everybody_hit(history):
+        reasons.append("the faults hit every worker of the cluster, so nobody was left to take over")
+    reasons += failed + sentences(Outcome.INCONCLUSIVE)
+    if verdict is Outcome.PASS:
+        met = sum(each.verdict is Outcome.PASS for each in criteria)
+        kept = sum(each.verdict is Outcome.PASS for each in invariants)
+        reasons.append(f"all {met} criteria that apply are met and all {kept} invariants that apply are kept")
+    return reasons
+
+
+def _everybody_hit(history: History) -> bool:
+    cluster = history.experiment.get("cluster")
+    workers = cluster.get("workers") if isinstance(cluster, dict) else None
+    return isinstance(workers, int) and sum(name.startswith("worker-") for name in _targets(history)) >= workers

@@ -1,0 +1,226 @@
+"""The named metrics of a history: what experiments may set limits on, and what reports print."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.executions import late_starts
+from analysis.facts import DEADLINE_TOLERANCE_S, CannotJudge, finished, offered, run_end_s, segments
+from analysis.history import History
+from analysis.recovery import FaultTimes, fault_times
+
+_BINS_PER_BATCH = 2
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """A metric over a phase, in the metric's unit. value is None where the data do not support one.
+
+    lower, upper: one-sided bounds at the asked confidence, None where the sample is too small for one; interval: the
+    two-sided one at the same confidence. estimator: proportion (exact), percentile (order statistics), mean (batch
+    means) or observed: the thing itself, whose bounds are the value.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    lower: float | None
+    upper: float | None
+    samples: int
+    estimator: str
+
+
+class Metric(NamedTuple):
+    """unit: `s`, `1/s`, `share`, `executions` or `attempts`. better: `higher` or `lower`.
+
+    measure: (history, phase, confidence) to Measurement; a phase of None is the whole run. Requests belong to the
+    phase in which they were to be sent. Raises CannotJudge.
+    """
+
+    unit: str
+    better: str
+    measure: Callable[[History, str | None, float], Measurement]
+
+
+class UnknownMetricError(ValueError):
+    """There is no metric of that name. The message lists those there are."""
+
+
+def measure(history: History, name: str, phase: str | None = None, confidence: float = 0.95) -> Measurement:
+    """A metric by name over a phase. Raises UnknownMetricError, and CannotJudge for a phase that never began."""
+    if name not in METRICS:
+        raise UnknownMetricError(f"{name}: no such metric; there are {', '.join(METRICS)}")
+    return METRICS[name].measure(history, phase, confidence)
+
+
+def span(history: History, phase: str | None) -> tuple[float, float]:
+    """Start and end of a phase, or of all phases, seconds since the run began. Raises CannotJudge if it never began."""
+    phases = [each for each in history.phases() if phase in (None, each.name)]
+    if not phases:
+        raise CannotJudge("no phase ever began" if phase is None else f"the phase {phase} never began")
+    return phases[0].start_s, min(phases[-1].end_s, run_end_s(history))
+
+
+def _lines(history: History, phase: str | None) -> pd.DataFrame:
+    """The requests of a phase. In a run that was cut those in flight are unknown; in a complete one they hung."""
+    start_s, end_s = span(history, phase)
+    lines = offered(history)
+    inside = lines[(lines["intended_s"] >= start_s) & (lines["intended_s"] < end_s)]
+    return inside if history.info.complete else inside[inside["outcome"] != "in_flight"]
+
+
+def _completed(history: History, phase: str | None) -> pd.DataFrame:
+    lines = _lines(history, phase)
+    return lines[lines["outcome"] == "completed"]
+
+
+def _proportion(hits: int, samples: int, confidence: float) -> Measurement:
+    if samples == 0:
+        return Measurement(None, None, None, None, 0, "proportion")
+    return Measurement(
+        value=hits / samples,
+        interval=statistics.proportion_interval(hits, samples, confidence),
+        lower=statistics.proportion_lower(hits, samples, confidence),
+        upper=statistics.proportion_upper(hits, samples, confidence),
+        samples=samples,
+        estimator="proportion",
+    )
+
+
+def _percentile(values: pd.Series, share: float, confidence: float) -> Measurement:
+    known = values.dropna().to_numpy(dtype=float)
+    return Measurement(
+        value=statistics.percentile(known, share),
+        interval=statistics.percentile_interval(known, share, confidence),
+        lower=statistics.percentile_lower(known, share, confidence),
+        upper=statistics.percentile_upper(known, share, confidence),
+        samples=len(known),
+        estimator="percentile",
+    )
+
+
+def _success_rate(history: History, phase: str | None, confidence: float) -> Measurement:
+    """Completed of all that somebody still wanted; a request that hung is a failure."""
+    lines = _lines(history, phase)
+    wanted = lines[lines["outcome"] != "cancelled"]
+    return _proportion(int((wanted["outcome"] == "completed").sum()), len(wanted), confidence)
+
+
+def _refused_rate(history: History, phase: str | None, confidence: float) -> Measurement:
+    lines = _lines(history, phase)
+    return _proportion(int((lines["outcome"] == "refused").sum()), len(lines), confidence)
+
+
+def _told_in_time_rate(history: History, phase: str | None, confidence: float) -> Measurement:
+    """Ended, completed or with a code, not later than the deadline plus its tolerance."""
+    lines = _lines(history, phase)
+    ended = (lines["outcome"] == "completed") | (lines["code"].fillna("") != "")
+    in_time = ended & (lines["ended_s"] <= lines["deadline_s"] + DEADLINE_TOLERANCE_S)
+    return _proportion(int(in_time.sum()), len(lines), confidence)
+
+
+def _latency(share: float) -> Callable[[History, str | None, float], Measurement]:
+    """End to end from the intended time, of completed requests."""
+
+    def measure_latency(history: History, phase: str | None, confidence: float) -> Measurement:
+        rows = _completed(history, phase)
+        return _percentile(rows["ended_s"] - rows["intended_s"], share, confidence)
+
+    return measure_latency
+
+
+def _first_token(share: float) -> Callable[[History, str | None, float], Measurement]:
+    """From the intended time to the first token, of completed requests."""
+
+    def measure_first_token(history: History, phase: str | None, confidence: float) -> Measurement:
+        rows = _completed(history, phase)
+        return _percentile(rows["first_token_s"] - rows["intended_s"], share, confidence)
+
+    return measure_first_token
+
+
+def _dispatch_lag(history: History, phase: str | None, confidence: float) -> Measurement:
+    rows = _lines(history, phase)
+    return _percentile(rows["sent_s"] - rows["intended_s"], 0.99, confidence)
+
+
+def _rate(history: History, phase: str | None, confidence: float, times: pd.Series, weights: pd.Series) -> Measurement:
+    """Weight per second over a phase; the interval by batch means over the phase cut into equal bins."""
+    start_s, end_s = span(history, phase)
+    length_s = end_s - start_s
+    if length_s <= 0:
+        return Measurement(None, None, None, None, 0, "mean")
+    bins = statistics.BATCHES * _BINS_PER_BATCH
+    made, _ = np.histogram(times.to_numpy(dtype=float), bins=bins, range=(start_s, end_s), weights=weights.to_numpy())
+    per_s = made * bins / length_s
+    interval = statistics.mean_interval(per_s, confidence)
+    lower, upper = statistics.mean_interval(per_s, 2 * confidence - 1) or (None, None)
+    return Measurement(float(made.sum() / length_s), interval, lower, upper, bins, "mean")
+
+
+def _requests_per_s(history: History, phase: str | None, confidence: float) -> Measurement:
+    rows = finished(history)
+    ended = rows.loc[rows["outcome"] == "completed", "ended_s"]
+    return _rate(history, phase, confidence, ended, pd.Series(1.0, index=ended.index))
+
+
+def _tokens_per_s(history: History, phase: str | None, confidence: float) -> Measurement:
+    parts = segments(finished(history))
+    return _rate(history, phase, confidence, parts["received_s"], parts["count"].astype(float))
+
+
+def _fault_time(read: Callable[[FaultTimes], float | None]) -> Callable[[History, str | None, float], Measurement]:
+    """The worst of the faults injected in the phase; None when it never happened for one of them.
+
+    A fault so soon followed by another that its own return could not be seen does not count.
+    """
+
+    def measure_fault_time(history: History, phase: str | None, confidence: float) -> Measurement:
+        start_s, end_s = (-math.inf, math.inf) if phase is None else span(history, phase)
+        inside = [fault for fault in fault_times(history) if start_s <= fault.injected_s < end_s]
+        times = [read(fault) for fault in inside if read(fault) is not None or not fault.followed]
+        known = [time_s for time_s in times if time_s is not None]
+        worst = max(known) if known and len(known) == len(times) else None
+        return Measurement(worst, None, worst, worst, len(times), "observed")
+
+    return measure_fault_time
+
+
+def _retry_amplification(history: History, phase: str | None, confidence: float) -> Measurement:
+    lines = _lines(history, phase)
+    dispatched = history.attempts[history.attempts["side"] == "controller"]
+    attempts = dispatched[dispatched["request_id"].isin(lines["request_id"])]
+    requests = int(attempts["request_id"].nunique())
+    value = len(attempts) / requests if requests else None
+    return Measurement(value, None, value, value, requests, "observed")
+
+
+def _late_executions(history: History, phase: str | None, confidence: float) -> Measurement:
+    start_s, end_s = (-math.inf, math.inf) if phase is None else span(history, phase)
+    late = late_starts(history)
+    count = float(((late["time_s"] >= start_s) & (late["time_s"] < end_s)).sum())
+    started = history.attempts[(history.attempts["side"] == "worker") & history.attempts["started_s"].notna()]
+    return Measurement(count, None, count, count, len(started), "observed")
+
+
+METRICS: dict[str, Metric] = {
+    "success_rate": Metric("share", "higher", _success_rate),
+    "refused_rate": Metric("share", "lower", _refused_rate),
+    "told_in_time_rate": Metric("share", "higher", _told_in_time_rate),
+    "latency_p50_s": Metric("s", "lower", _latency(0.50)),
+    "latency_p95_s": Metric("s", "lower", _latency(0.95)),
+    "latency_p99_s": Metric("s", "lower", _latency(0.99)),
+    "ttft_p50_s": Metric("s", "lower", _first_token(0.50)),
+    "ttft_p95_s": Metric("s", "lower", _first_token(0.95)),
+    "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s),
+    "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s),
+    "dispatch_lag_p99_s": Metric("s", "lower", _dispatch_lag),
+    "detection_s": Metric("s", "lower", _fault_time(lambda fault: fault.detection_s)),
+    "mitigation_s": Metric("s", "lower", _fault_time(lambda fault: fault.mitigation_s)),
+    "return_to_steady_s": Metric("s", "lower", _fault_time(lambda fault: fault.return_to_steady_s)),
+    "retry_amplification": Metric("attempts", "lower", _retry_amplification),
+    "late_executions": Metric("executions", "lower", _late_executions),
+}
