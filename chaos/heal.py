@@ -6,7 +6,17 @@ import time
 from pathlib import Path
 
 from chaos.keeper import heal_log
-from chaos.undo import Entry, ProcessEntry, ToxicEntry, UndoError, is_alive, read_log, undo_directory
+from chaos.undo import (
+    DisabledEntry,
+    Entry,
+    ProcessEntry,
+    ProxyEntry,
+    ToxicEntry,
+    UndoError,
+    is_alive,
+    read_log,
+    undo_directory,
+)
 
 _TRY_S = 5.0
 
@@ -54,11 +64,10 @@ def _describe(entry: Entry) -> str:
             return f"process {entry.name} (pid {entry.pid}): {state}"
         case ToxicEntry():
             return f"toxic {entry.toxic} on proxy {entry.proxy} at {entry.api_url}"
-        case _:
-            verb = entry.__struct_config__.tag
-            return (
-                f"proxy {entry.proxy} at {entry.api_url}: {'to be enabled' if verb == 'disabled' else 'to be deleted'}"
-            )
+        case DisabledEntry():
+            return f"proxy {entry.proxy} at {entry.api_url}: disabled, to be enabled"
+        case ProxyEntry():
+            return f"proxy {entry.proxy} at {entry.api_url}: created, to be deleted"
 
 
 if __name__ == "__main__":

@@ -221,8 +221,14 @@ def read_log(path: Path) -> LogContent:
 
 
 def is_alive(pid: int, created_s: float) -> bool:
-    """Whether this very process runs: same pid and same time of creation, and not a zombie."""
-    return _find(pid, created_s) is not None
+    """Whether this very process runs: same pid and same time of creation, and not a zombie.
+
+    A process that may not be looked at, because it is another user's, counts as alive.
+    """
+    try:
+        return _find(pid, created_s) is not None
+    except psutil.AccessDenied:
+        return True
 
 
 def heal_entry(entry: Entry) -> HealResult:

@@ -62,12 +62,13 @@ def find_server() -> ServerBinary:
 
 def _version_of(path: Path) -> str | None:
     """What the binary says when asked for its version, or None if it cannot be run here."""
+    command = [str(path), "-version"]
     try:
-        answer = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    words = (answer.stdout + answer.stderr).split()
-    return words[-1] if words else None
+    said = answer.stdout + answer.stderr
+    return said.split()[-1] if "toxiproxy" in said.lower() else None
 
 
 def _build(target: Path) -> None:
@@ -131,7 +132,14 @@ def _install(go: Path, environment: Mapping[str, str], scratch: Path, target: Pa
 def _run(command: list[str], environment: Mapping[str, str], folder: Path, limit_s: float, what: str) -> None:
     try:
         done = subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=limit_s, check=False
+            command,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise _BuildFailed(f"{what}: not finished after {limit_s:.0f} s") from error

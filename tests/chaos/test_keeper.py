@@ -103,6 +103,8 @@ def test_servers_start_write_their_output_and_stop(keeper: tuple[Keeper, UndoLog
     started, log = keeper
     pid = started.spawn("server", SERVER, {"SOME": "thing"})
     assert started.children() == {"server": None}
+    # A session of their own: Ctrl-C in the runner's terminal reaches neither.
+    assert os.getsid(pid) == os.getsid(started.pid) == started.pid
     assert _eventually(lambda: (tmp_path / "server.log").read_text() == "serving\n", 5.0)
     # In the log too: if the keeper itself is killed, somebody can still end its servers.
     assert [entry.pid for entry in log.open_entries() if isinstance(entry, ProcessEntry)] == [pid]

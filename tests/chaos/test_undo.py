@@ -89,6 +89,12 @@ def test_no_entry_can_be_added_to_a_log_that_the_keeper_has_deleted() -> None:
         log.add(TOXIC)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_forbids_the_injection() -> None:
+    with pytest.raises(UndoError, match="No space left"):
+        UndoLog(Path("/dev/full"), "r").add(TOXIC)
+
+
 def test_one_run_has_one_log() -> None:
     UndoLog.create("run-1")
     for name in ("run-1", "../x", ""):
