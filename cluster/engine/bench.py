@@ -135,6 +135,7 @@ class _RawSide:
         self._thread.join()
 
     def _serve(self) -> None:
+        import mlx.core as mx
         import mlx_lm
         from mlx_lm.generate import BatchGenerator
 
@@ -154,6 +155,7 @@ class _RawSide:
             self._done.release()
             self._start.acquire()
         generator.close()
+        mx.clear_streams()  # as in MlxEngine
 
     def _complete(
         self, insert: Callable[[list[list[int]], list[int]], list[int]], step: Callable[[], list[object]]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx_lm
 import msgspec
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.generate_utils import BatchStats
 
 from cluster.engine.weights import model_directory
@@ -179,7 +179,10 @@ class MlxEngine:
         self._put(Remove(sequence))
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread at the next step boundary, without further reports. Returns whether it has ended."""
+        """End the thread at the next step boundary, without further reports. Returns whether it has ended.
+
+        A process that ends without this may be aborted by MLX.
+        """
         self._closing.set()
         with contextlib.suppress(queue.Full):  # a full queue does not let the thread sleep, so it sees the flag
             self._commands.put_nowait(None)
@@ -214,6 +217,10 @@ class MlxEngine:
                 model.close()
             self._models.clear()
             self._sequences.clear()
+            gc.collect()
+            mx.synchronize(generation_stream)
+            # MLX aborts the process at its exit when the streams of a thread outlive the thread.
+            mx.clear_streams()
 
     def _serve(self) -> None:
         turn = 0

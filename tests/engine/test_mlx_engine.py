@@ -3,6 +3,8 @@
 import itertools
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -306,6 +308,25 @@ def test_death_of_the_thread_is_told_once(start: Start, monkeypatch: pytest.Monk
     bench.insert([1], 3)
     bench.engine.remove(1)
     assert len(bench.events) == count
+
+
+def test_a_process_with_a_closed_engine_ends_normally() -> None:
+    """Several times, because MLX aborts only about every second process whose streams were left behind."""
+    script = (
+        "import queue, time\n"
+        "from cluster.engine.mlx import MlxEngine\n"
+        "events = queue.Queue()\n"
+        "options = {'batch_max': 1, 'prefill_batch_max': 1, 'prefill_step': 64, 'flush_s': 1.0}\n"
+        "engine = MlxEngine(events.put, time.monotonic, **options)\n"
+        "engine.load('tiny')\n"
+        "events.get()\n"
+        "engine.insert(1, 'tiny', [1, 2], 1000)\n"
+        "events.get()\n"
+        "assert engine.close(60)\n"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    complaints = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, complaints
 
 
 def test_too_many_commands_are_refused(start: Start) -> None:
