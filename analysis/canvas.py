@@ -22,6 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
+from analysis.facts import fault_windows, run_end_s
 from analysis.history import History, Phase
 
 Floats = npt.NDArray[np.float64]
@@ -82,7 +83,7 @@ class Window(msgspec.Struct, frozen=True):
     end_s: float
 
 
-class Timeline(msgspec.Struct, frozen=True):
+class TimeAxis(msgspec.Struct, frozen=True):
     """The common time axis of a run."""
 
     end_s: float
@@ -117,30 +118,26 @@ def clean(text: object, length_max: int = 400) -> str:
     return shown if len(shown) <= length_max else shown[: length_max - 1] + "…"
 
 
-def timeline(history: History) -> Timeline:
+def time_axis(history: History) -> TimeAxis:
     """The time axis of a run: to the end of its last phase or the last thing recorded, whichever is later."""
     phases = history.phases()
-    known = [phase.end_s for phase in phases if np.isfinite(phase.end_s)]
-    for frame, column in ((history.requests, "ended_s"), (history.nodes, "time_s"), (history.events, "time_s")):
-        values = floats(frame, column)
-        known.extend(values[np.isfinite(values)].tolist())
-    end_s = max([1.0, *known])
-    return Timeline(end_s, phases, _windows(history.faults, end_s))
+    ends = [phase.end_s for phase in phases if np.isfinite(phase.end_s)]
+    end_s = max([1.0, run_end_s(history), *ends])
+    faults = fault_windows(history)
+    names = list(dict.fromkeys(fault.name for fault in faults))
+    windows = [
+        Window(
+            clean(f"{fault.kind} {', '.join(fault.targets)}", 40),
+            FAULT_COLOURS[names.index(fault.name) % len(FAULT_COLOURS)],
+            fault.injected_s,
+            min(fault.healed_s, end_s),
+        )
+        for fault in faults
+    ]
+    return TimeAxis(end_s, phases, windows)
 
 
-def _windows(faults: pd.DataFrame, end_s: float) -> list[Window]:
-    names = list(dict.fromkeys(faults["name"].tolist()))
-    starts, ends = floats(faults, "injected_s"), floats(faults, "healed_s")
-    found = []
-    for row, start_s, heal_s in zip(faults.to_dict("records"), starts, ends, strict=True):
-        if np.isfinite(start_s):
-            colour = FAULT_COLOURS[names.index(row["name"]) % len(FAULT_COLOURS)]
-            label = clean(f"{row['kind']} {', '.join(str(target) for target in row['targets'])}", 40)
-            found.append(Window(label, colour, float(start_s), float(heal_s) if np.isfinite(heal_s) else end_s))
-    return sorted(found, key=lambda window: (window.start_s, window.label))
-
-
-def time_axes(size: Size, height: float, line: Timeline) -> tuple[Figure, Axes]:
+def over_time(size: Size, height: float, line: TimeAxis) -> tuple[Figure, Axes]:
     """A figure with axes of the given height over the whole run; phases and fault windows are already in it."""
     labels = _fault_labels(size, line)
     rows = 1 + max([row for *_, row in labels], default=-1) + 1
@@ -174,7 +171,7 @@ def _above(axes: Axes, size: Size, text: str, at_s: float, row: int, colour: str
     )  # fmt: skip
 
 
-def _fault_labels(size: Size, line: Timeline) -> list[tuple[str, float, int]]:
+def _fault_labels(size: Size, line: TimeAxis) -> list[tuple[str, float, int]]:
     """Text, centre and row of the labels that find a place: each in the first row where it meets no other."""
     unit_px = size.axes_width / line.end_s
     taken: list[float] = []
@@ -229,6 +226,11 @@ def blank(size: Size, text: str, alternative: str) -> str:
     return svg(figure, f"blank-{size.name}", alternative)
 
 
+def is_blank(drawn: str) -> bool:
+    """Whether a drawn plot only says that it has nothing to show."""
+    return 'class="plot blank-' in drawn
+
+
 def svg(figure: Figure, name: str, alternative: str) -> str:
     """The figure as one `<svg>` element for a page: same bytes for same figure, ids that start with the name."""
     written = StringIO()
@@ -279,4 +281,4 @@ def _steps() -> Iterable[float]:
 
 def short(name: str, size: Size) -> str:
     """A node's name as it fits into the left margin."""
-    return clean(name, max(4, int((size.left - 6) / (0.56 * size.font))))
+    return clean(name, max(4, int((size.left - 6) / (0.5 * size.font))))

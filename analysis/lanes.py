@@ -1,11 +1,15 @@
 """State lanes: membership, breakers and links as bars over time, from the events."""
 
+from collections.abc import Callable
+
 import msgspec
+import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import canvas
-from analysis.canvas import FAINT, GREEN, INK, ORANGE, VERMILLION, Size
+from analysis.canvas import FAINT, GREEN, GREY, INK, ORANGE, VERMILLION, Size
 from analysis.history import History
+from analysis.timeline import breakers, membership
 
 _LANE_PX = 19.0
 _TROUBLED_MAX = 12
@@ -21,61 +25,60 @@ class Stretch(msgspec.Struct, frozen=True):
 
 
 class Family(msgspec.Struct, frozen=True):
-    """A kind of state: the events that enter each state, which state is the good one, and which is the start."""
+    """A kind of state: its changes in the events (time_s, node, state), the good one, and the one at the start."""
 
     title: str
-    states: dict[str, str]
+    changes: Callable[[pd.DataFrame], pd.DataFrame]
     good: str
-    initial: str
-    colours: dict[str, str]
+    initial: str = ""
+
+
+COLOURS = {
+    "ready": GREEN, "closed": GREEN, "up": GREEN, "joined": ORANGE, "suspected": ORANGE, "half_open": ORANGE,
+    "dead": VERMILLION, "open": VERMILLION, "down": VERMILLION, "unknown": GREY,
+}  # fmt: skip
+
+
+def links(events: pd.DataFrame) -> pd.DataFrame:
+    """Changes by time: time_s, worker (any node), state (up, down)."""
+    told = events[events["kind"].isin(("link_up", "link_down"))].sort_values("time_s", kind="stable")
+    named = told["subject"].where(told["subject"] != "", told["node"])
+    return pd.DataFrame({"time_s": told["time_s"], "worker": named, "state": told["kind"].str.removeprefix("link_")})
 
 
 FAMILIES = (
-    Family(
-        "Membership",
-        {"worker_joined": "joined", "worker_ready": "ready", "worker_suspected": "suspected", "worker_dead": "dead"},
-        "ready",
-        "",
-        {"ready": GREEN, "joined": ORANGE, "suspected": ORANGE, "dead": VERMILLION},
-    ),
-    Family(
-        "Circuit breaker",
-        {"breaker_opened": "open", "breaker_half_open": "half-open", "breaker_closed": "closed"},
-        "closed",
-        "closed",
-        {"closed": GREEN, "half-open": ORANGE, "open": VERMILLION},
-    ),
-    Family("Link", {"link_up": "up", "link_down": "down"}, "up", "", {"up": GREEN, "down": VERMILLION}),
+    Family("Membership", membership, "ready"),
+    Family("Circuit breaker", breakers, "closed", "closed"),
+    Family("Link", links, "up"),
 )
 
 
 def stretches(history: History, family: Family, end_s: float) -> dict[str, list[Stretch]]:
     """For each node in order of name, its states of one family from the first known one to the end of the run."""
     events = history.events
-    of_family = events[events["kind"].isin(family.states)].sort_values("time_s", kind="stable")
-    subject = of_family["subject"].where(of_family["subject"].astype(bool), of_family["node"])
     found: dict[str, list[Stretch]] = {}
     if family.initial:
         # A breaker that never moved wrote no event, and was closed all the time.
         workers = events[events["kind"] == "worker_joined"].drop_duplicates("subject")
         for row in workers.to_dict("records"):
-            found[str(row["subject"])] = [Stretch(family.initial, float(row["time_s"]), end_s)]
-    for node, kind, time_s in zip(subject, of_family["kind"], of_family["time_s"], strict=True):
+            found[str(row["subject"])] = [Stretch(family.initial, max(float(row["time_s"]), 0.0), end_s)]
+    changes = family.changes(events)
+    for node, state, time_s in zip(changes["worker"], changes["state"], changes["time_s"], strict=True):
         lane = found.setdefault(str(node), [])
-        state = family.states[kind]
+        at_s = min(max(float(time_s), 0.0), end_s)
         if lane and lane[-1].state == state:
             continue
         if lane:
-            lane[-1] = Stretch(lane[-1].state, lane[-1].start_s, float(time_s))
-        lane.append(Stretch(state, float(time_s), end_s))
-    return dict(sorted(found.items()))
+            lane[-1] = Stretch(lane[-1].state, lane[-1].start_s, at_s)
+        lane.append(Stretch(str(state), at_s, end_s))
+    return {node: [part for part in lane if part.end_s > part.start_s] for node, lane in sorted(found.items())}
 
 
 @canvas.drawing
 def state_lanes(history: History, size: Size) -> str:
     """Membership and breaker of each worker and the link of each node, as bars over the time of the run."""
     alternative = "Membership, circuit breaker and link state of each node over time"
-    line = canvas.timeline(history)
+    line = canvas.time_axis(history)
     sections = []
     for family in FAMILIES:
         lanes = stretches(history, family, line.end_s)
@@ -85,7 +88,7 @@ def state_lanes(history: History, size: Size) -> str:
     if not sections:
         return canvas.blank(size, "No change of state was recorded.", alternative)
     rows = sum(len(shown) + 1 + (hidden > 0) for _, shown, hidden in sections)
-    figure, axes = canvas.time_axes(size, rows * _LANE_PX + 6, line)
+    figure, axes = canvas.over_time(size, rows * _LANE_PX + 6, line)
     axes.set_ylim(rows + 0.3, 0)
     ticks: list[tuple[float, str]] = []
     row = 0
@@ -122,11 +125,11 @@ def _bars(axes: Axes, size: Size, family: Family, lane: list[Stretch], at: float
     for part in lane:
         good = part.state == family.good
         axes.plot(
-            [part.start_s, max(part.end_s, part.start_s + 1 / unit_px)], [at, at], color=family.colours[part.state],
+            [part.start_s, max(part.end_s, part.start_s + 1 / unit_px)], [at, at], color=COLOURS[part.state],
             linewidth=3 if good else 12, solid_capstyle="butt", alpha=0.75 if good else 1.0,
         )  # fmt: skip
         if not good and (part.end_s - part.start_s) * unit_px > size.text_width(part.state) + 4:
             axes.text(
-                (part.start_s + part.end_s) / 2, at, part.state, ha="center", va="center_baseline",
+                (part.start_s + part.end_s) / 2, at, part.state.replace("_", "-"), ha="center", va="center_baseline",
                 fontsize=size.font - 1.5, color="#ffffff" if part.state in {"dead", "open", "down"} else "#000000",
             )  # fmt: skip

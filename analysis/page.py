@@ -1,6 +1,7 @@
 """What a report shows: the rows and figures of its sections, as pure functions of a history and its verdict."""
 
 import json
+import re
 import shlex
 
 import msgspec
@@ -8,23 +9,27 @@ import numpy as np
 import pandas as pd
 
 from analysis import canvas
+from analysis.facts import CannotJudge, finished, offered
 from analysis.history import History, Phase
-from analysis.verdict import CriterionResult, Verdict
+from analysis.metrics import measure
+from analysis.recovery import fault_times
+from analysis.verdict import Counts, CriterionResult, Verdict
 
 SUFFERED_MAX = 50
+SHARES = ("share", "ratio")
 SLOWEST_MAX = 10
-P95_SAMPLES_MIN = 20
-OUTCOMES = ("completed", "failed", "refused", "cancelled")
+RECOVERIES_MAX = 8
+OUTCOMES = ("completed", "failed", "refused", "cancelled", "in_flight")
 HEADLINES = {
     "pass": "Shown: every expectation was met and no invariant was broken.",
     "fail": "Refuted: an expectation was missed or an invariant was broken.",
-    "inconclusive": "Not shown: there are too few samples to say.",
+    "inconclusive": "Not shown: what was recorded is too little to say.",
     "invalid": "Proves nothing: the run did not do what it claims.",
 }
 # In the order in which they happen after an injection.
 RECOVERY = {
     "detection_s": ("Detection", "from the injection until the cluster noticed"),
-    "mitigation_s": ("Mitigation", "from the injection until callers were served well again"),
+    "mitigation_s": ("Mitigation", "from the injection to the last dispatch wasted on a target"),
     "return_to_steady_s": ("Return to steady state", "from the heal until the cluster was whole again"),
 }
 
@@ -38,7 +43,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class PhaseRow(msgspec.Struct, frozen=True):
-    """The load of one phase, by intended time. Percentiles are of completed requests, None with too few of them."""
+    """The load of one phase, by intended time, in the metrics that criteria use; None where samples are too few."""
 
     name: str
     start_s: float
@@ -48,14 +53,11 @@ class PhaseRow(msgspec.Struct, frozen=True):
     failed: int
     refused: int
     cancelled: int
+    in_flight: int
+    success: float | None
     p50_s: float | None
     p95_s: float | None
     under_fault: bool
-
-    @property
-    def success(self) -> float | None:
-        """Share of the offered requests that completed."""
-        return self.completed / self.offered if self.offered else None
 
 
 class RequestLine(msgspec.Struct, frozen=True):
@@ -72,36 +74,55 @@ class RequestLine(msgspec.Struct, frozen=True):
 
 
 class RecoveryStep(msgspec.Struct, frozen=True):
-    """One part of the recovery: how long it took, its limit, and its share of the longest part for a bar."""
+    """One part of a recovery. share, limit_share: of the longest time in sight, for a bar with a mark at its limit."""
 
     label: str
     meaning: str
-    criterion: CriterionResult
+    value: str
+    limit: str
     share: float
+    limit_share: float | None
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """How the cluster took one fault: a sentence, and its parts."""
+
+    fault: str
+    explanation: str
+    steps: list[RecoveryStep]
 
 
 def phase_rows(history: History) -> list[PhaseRow]:
     """The load of each phase that began."""
-    requests = history.requests
-    intended = canvas.floats(requests, "intended_s")
-    taken = canvas.floats(requests, "ended_s") - intended
-    outcome = requests["outcome"].to_numpy()
-    windows = canvas.timeline(history).windows
+    lines = offered(history)
+    intended = canvas.floats(lines, "intended_s")
+    outcome = lines["outcome"].to_numpy()
+    windows = canvas.time_axis(history).windows
     rows = []
     for phase in history.phases():
         inside = (intended >= phase.start_s) & (intended < phase.end_s)
-        done = taken[inside & (outcome == "completed")]
-        done = done[np.isfinite(done)]
         counted = {name: int((outcome[inside] == name).sum()) for name in OUTCOMES}
         rows.append(
             PhaseRow(
-                phase.name.replace("_", " "), phase.start_s, phase.end_s if np.isfinite(phase.end_s) else None,
-                int(inside.sum()), **counted, p50_s=float(np.median(done)) if len(done) else None,
-                p95_s=float(np.quantile(done, 0.95)) if len(done) >= P95_SAMPLES_MIN else None,
+                phase.name.replace("_", " "),
+                phase.start_s,
+                phase.end_s if np.isfinite(phase.end_s) else None,
+                int(inside.sum()),
+                **counted,
+                success=_measured(history, "success_rate", phase),
+                p50_s=_measured(history, "latency_p50_s", phase),
+                p95_s=_measured(history, "latency_p95_s", phase),
                 under_fault=any(_covers(window, phase) for window in windows),
             )
-        )  # fmt: skip
+        )
     return rows
+
+
+def _measured(history: History, metric: str, phase: Phase) -> float | None:
+    try:
+        return measure(history, metric, phase.name).value
+    except CannotJudge:
+        return None
 
 
 def _covers(window: canvas.Window, phase: Phase) -> bool:
@@ -109,10 +130,8 @@ def _covers(window: canvas.Window, phase: Phase) -> bool:
     return phase.start_s <= window.start_s < phase.end_s
 
 
-def figures(history: History, verdict: Verdict) -> list[Figure]:
-    """The handful of numbers that a reader wants first."""
-    counts = verdict.counts
-    rows = phase_rows(history)
+def figures(counts: Counts, rows: list[PhaseRow], first: Recovery | None) -> list[Figure]:
+    """The numbers that a reader wants first: of the load, of the phase under fault, and of the first recovery."""
     struck = next((row for row in rows if row.under_fault), None)
     before = [row for row in rows if struck is not None and row.start_s < struck.start_s]
     base = next((row for row in rows if row.name == "baseline"), before[-1] if before else None)
@@ -126,38 +145,54 @@ def figures(history: History, verdict: Verdict) -> list[Figure]:
     ]  # fmt: skip
     shown = [
         Figure("Offered", f"{counts.offered:,}", "requests"),
-        Figure("Completed", f"{counts.completed:,}", ", ".join(bad) or "none lost"),
+        Figure("Completed", f"{counts.completed:,}", ", ".join(bad) or ("none lost" if counts.offered else "")),
     ]
     if struck is not None:
-        lost = struck.offered - struck.completed
+        lost = struck.offered - struck.completed - struck.cancelled
         note = f"{lost:,} of {struck.offered:,} lost"
         shown.append(Figure(f"Success in {struck.name}", percent(struck.success), note))
         for label, of in (("Median latency", "p50_s"), ("95th percentile", "p95_s")):
             was = seconds(getattr(base, of)) if base is not None else "–"
             shown.append(Figure(label, seconds(getattr(struck, of)), f"in {struck.name}; before: {was}"))
-    shown += [
-        Figure(step.label, seconds(step.criterion.measured), f"limit {limit(step.criterion)}")
-        for step in recovery(history, verdict)
+    steps = first.steps if first is not None else []
+    return shown + [Figure(step.label, step.value, step.limit) for step in steps]
+
+
+def recoveries(history: History) -> list[Recovery]:
+    """What each fault cost in time, beside the limits that the experiment set."""
+    found = fault_times(history)
+    limits = {metric: _limit(history, metric) for metric in RECOVERY}
+    known = [getattr(times, metric) for times in found for metric in RECOVERY]
+    longest = max([value for value in (*known, *limits.values()) if value is not None], default=0.0) or 1.0
+    return [
+        Recovery(
+            f"{times.kind} {', '.join(times.targets)}",
+            times.explanation(),
+            [_step(history, metric, getattr(times, metric), limits[metric], longest) for metric in RECOVERY],
+        )
+        for times in found[:RECOVERIES_MAX]
     ]
-    return shown
 
 
-def recovery(history: History, verdict: Verdict) -> list[RecoveryStep]:
-    """Detection, mitigation and return to steady state, as far as the experiment asked for them."""
-    found: dict[str, CriterionResult] = {}
-    for criterion in verdict.criteria:
-        found.setdefault(_metric(history, criterion.name), criterion)
-    steps = [(label, meaning, found[metric]) for metric, (label, meaning) in RECOVERY.items() if metric in found]
-    longest = max([step[2].measured or 0.0 for step in steps], default=0.0) or 1.0
-    return [RecoveryStep(*step, share=(step[2].measured or 0.0) / longest) for step in steps]
+def _step(
+    history: History, metric: str, value_s: float | None, limit_s: float | None, longest_s: float
+) -> RecoveryStep:
+    label, meaning = RECOVERY[metric]
+    allowed = "no limit was set" if limit_s is None else f"limit ≤ {limit_s:g} s"
+    mark = None if limit_s is None else limit_s / longest_s
+    # A run that was cut does not know what came after.
+    value = seconds(value_s) if value_s is not None else "never" if history.info.complete else "unknown"
+    return RecoveryStep(label, meaning, value, allowed, (value_s or 0.0) / longest_s, mark)
 
 
-def _metric(history: History, name: str) -> str:
-    """The metric of a criterion; by its name where the experiment does not tell."""
+def _limit(history: History, metric: str) -> float | None:
+    """The upper limit that the experiment sets on a metric."""
     expectations = history.experiment.get("expectations")
-    asked = expectations.get(name) if isinstance(expectations, dict) else None
-    metric = asked.get("metric") if isinstance(asked, dict) else None
-    return str(metric) if metric else f"{name}_s"
+    for asked in expectations.values() if isinstance(expectations, dict) else ():
+        if isinstance(asked, dict) and asked.get("metric") == metric:
+            most = asked.get("at_most")
+            return float(most) if isinstance(most, int | float) else None
+    return None
 
 
 def suffered(history: History, verdict: Verdict) -> list[RequestLine]:
@@ -165,12 +200,13 @@ def suffered(history: History, verdict: Verdict) -> list[RequestLine]:
     wanted = verdict.suffered[:SUFFERED_MAX]
     rows = history.requests[history.requests["request_id"].isin(wanted)]
     lines = {line.request_id: line for line in _lines(history, rows)}
-    return [lines.get(name) or RequestLine(name, "", None, None, "no row", "", 0, "") for name in wanted]
+    return [lines.get(name) or RequestLine(name, "", None, None, "never ended", "", 0, "") for name in wanted]
 
 
 def slowest(history: History) -> list[RequestLine]:
     """The slowest requests that completed."""
-    completed = history.requests[history.requests["outcome"] == "completed"]
+    rows = finished(history)
+    completed = rows[rows["outcome"] == "completed"]
     taken = canvas.floats(completed, "ended_s") - canvas.floats(completed, "intended_s")
     order = np.argsort(-np.nan_to_num(taken, nan=-1), kind="stable")[:SLOWEST_MAX]
     return _lines(history, completed.iloc[order])
@@ -236,6 +272,8 @@ def seconds(value: float | None) -> str:
     """A duration with three digits at most, `–` where there is none."""
     if value is None or not np.isfinite(value):
         return "–"
+    if value == 0:
+        return "0 s"
     if abs(value) < 0.9995:
         return f"{value * 1000:.0f} ms"
     return f"{value:.2f} s" if abs(value) < 10 else f"{value:,.1f} s"
@@ -259,7 +297,7 @@ def quantity(value: float | None, unit: str) -> str:
     """A measured value with its unit."""
     if value is None or not np.isfinite(value):
         return "–"
-    if unit in {"share", "ratio", "fraction"}:
+    if unit in SHARES:
         return percent(value)
     if unit == "s":
         return seconds(value)
@@ -276,5 +314,15 @@ def interval(criterion: CriterionResult) -> str:
 
 def limit(criterion: CriterionResult) -> str:
     """The limit of a criterion, with its unit where that is not understood by itself."""
-    unit = "" if criterion.unit in {"share", "ratio", "fraction", ""} or not criterion.limit else f" {criterion.unit}"
-    return criterion.limit.replace(">=", "≥").replace("<=", "≤") + unit
+    shown = criterion.limit.replace(">=", "≥").replace("<=", "≤")
+    if criterion.unit in SHARES:
+        return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number.group()) * 100:g} %", shown)
+    return f"{shown} {criterion.unit}" if criterion.unit and re.search(r"\d", shown) else shown
+
+
+def sentence(text: str) -> str:
+    """A remark of a checker as a sentence: a capital in front, unless a name stands there, and a full stop."""
+    words = text.strip()
+    if words and "_" not in words.split()[0]:
+        words = words[0].upper() + words[1:]
+    return words if not words or words[-1] in ".!?" else words + "."

@@ -11,12 +11,13 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis import canvas
-from analysis.canvas import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, Floats, Size
+from analysis.canvas import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, Floats, Size
+from analysis.facts import offered
 from analysis.history import History, Phase
 from analysis.lanes import state_lanes
 
 # Bad outcomes first: stacked from below they share the baseline, where small numbers can be compared.
-OUTCOMES = {"failed": VERMILLION, "refused": ORANGE, "cancelled": PURPLE, "completed": BLUE}
+OUTCOMES = {"in_flight": GREY, "failed": VERMILLION, "refused": ORANGE, "cancelled": PURPLE, "completed": BLUE}
 PHASE_STYLES = (
     (BLUE, "-"), (VERMILLION, "-"), (GREEN, (0, (5, 1.5))), (PURPLE, (0, (1.5, 1))), (INK, (0, (6, 1, 1, 1))),
 )  # fmt: skip
@@ -71,23 +72,22 @@ def draw(history: History) -> list[Plot]:
 
 
 def _plot(history: History, name: str, of: Callable[[History, Size], str], title: str, caption: str) -> Plot:
-    return Plot(
-        name, title, caption, f"{title}. {caption}", key(name, history),
-        of(history, canvas.WIDE), of(history, canvas.NARROW),
-    )  # fmt: skip
+    wide, narrow = of(history, canvas.WIDE), of(history, canvas.NARROW)
+    entries = [] if canvas.is_blank(wide) else key(name, history)
+    return Plot(name, title, caption, f"{title}. {caption}", entries, wide, narrow)
 
 
 def key(name: str, history: History) -> list[Key]:
     """What the colours of a plot mean; outcomes that never happened are left out."""
-    seen = set(history.requests["outcome"].tolist())
+    seen = set(offered(history)["outcome"].tolist())
     happened = [outcome for outcome in reversed(OUTCOMES) if outcome in seen]
     match name:
         case "outcomes":
-            return [Key(outcome, OUTCOMES[outcome]) for outcome in happened]
+            return [Key(outcome.replace("in_flight", "never ended"), OUTCOMES[outcome]) for outcome in happened]
         case "latency":
             shapes = {"completed": "dot", "failed": "cross", "refused": "triangle", "cancelled": "triangle"}
             lines = [Key("median", INK, "line"), Key("95th percentile", INK, "dashed")] if "completed" in seen else []
-            return [Key(outcome, OUTCOMES[outcome], shapes[outcome]) for outcome in happened] + lines
+            return [Key(name, OUTCOMES[name], shapes[name]) for name in happened if name in shapes] + lines
         case "states":
             return [
                 Key("ready, closed, up", GREEN, "line"),
@@ -109,11 +109,11 @@ def key(name: str, history: History) -> list[Key]:
 def outcomes(history: History, size: Size) -> str:
     """Requests per second by outcome, stacked, at the time they were meant to be sent."""
     alternative = "Requests per second over time, stacked by outcome"
-    requests = history.requests
+    requests = offered(history)
     if requests.empty:
         return canvas.blank(size, "No request was recorded.", alternative)
-    line = canvas.timeline(history)
-    figure, axes = canvas.time_axes(size, 170, line)
+    line = canvas.time_axis(history)
+    figure, axes = canvas.over_time(size, 170, line)
     edges = canvas.nice_bins(line.end_s)
     width = edges[1] - edges[0]
     below = np.zeros(len(edges) - 1)
@@ -135,11 +135,11 @@ def outcomes(history: History, size: Size) -> str:
 def latency(history: History, size: Size) -> str:
     """End-to-end latency of completed requests over time, rolling percentiles, and at the top edge who never came."""
     alternative = "Latency of each request over time, with rolling median and 95th percentile"
-    requests = history.requests
+    requests = offered(history)
     if requests.empty:
         return canvas.blank(size, "No request was recorded.", alternative)
-    line = canvas.timeline(history)
-    figure, axes = canvas.time_axes(size, 240, line)
+    line = canvas.time_axis(history)
+    figure, axes = canvas.over_time(size, 240, line)
     completed = requests[requests["outcome"] == "completed"].sort_values("intended_s", kind="stable")
     at = canvas.floats(completed, "intended_s")
     taken = np.maximum(canvas.floats(completed, "ended_s") - at, 1e-4)
@@ -216,7 +216,7 @@ def _dots(axes: Axes, size: Size, at: Floats, taken: Floats, end_s: float) -> No
     if len(at):
         axes.add_patch(
             PathPatch(
-                Outline(corners, codes), fill=False, edgecolor=BLUE, alpha=0.45, capstyle="round",
+                Outline(corners, codes), fill=False, edgecolor=BLUE, alpha=0.6, capstyle="round",
                 linewidth=3.2 if size is canvas.WIDE else 2.6,
             )
         )  # fmt: skip
@@ -243,7 +243,7 @@ def work(history: History, size: Size) -> str:
     made = history.attempts[(history.attempts["side"] == "worker") & (history.attempts["tokens"] > 0)]
     if made.empty:
         return canvas.blank(size, "No work of a worker was recorded.", alternative)
-    line = canvas.timeline(history)
+    line = canvas.time_axis(history)
     edges = canvas.nice_bins(line.end_s)
     lanes = {str(worker): _token_rate(rows, edges) for worker, rows in made.groupby("worker", sort=True)}
     return _worker_lanes(history, size, "work", alternative, lanes, edges, "tokens/s")
@@ -266,7 +266,7 @@ def queues(history: History, size: Size) -> str:
     samples = history.nodes[history.nodes["role"] == "worker"]
     if samples.empty:
         return canvas.blank(size, "No sample of a worker was recorded.", alternative)
-    edges = canvas.nice_bins(canvas.timeline(history).end_s)
+    edges = canvas.nice_bins(canvas.time_axis(history).end_s)
     groups = {str(node): rows for node, rows in samples.groupby("node", sort=True)}
     batch = {node: _largest(rows, "active", edges) for node, rows in groups.items()}
     waiting = {node: _largest(rows, "queue_depth", edges) for node, rows in groups.items()}
@@ -291,8 +291,8 @@ def _worker_lanes(
     shown, hidden = _chosen(history, list(areas))
     everything = np.concatenate([*areas.values(), *(lines or {}).values()])
     peak = max(1.0, float(np.nanmax(everything, initial=0)))
-    pitch, share = (52.0 if len(shown) <= 4 else 36.0), 0.78
-    figure, axes = canvas.time_axes(size, pitch * len(shown) + (18 if hidden else 0), canvas.timeline(history))
+    pitch, share = (58.0 if len(shown) <= 4 else 36.0), 0.78
+    figure, axes = canvas.over_time(size, pitch * len(shown) + (18 if hidden else 0), canvas.time_axis(history))
     axes.set_ylim(len(shown) + (18 / pitch if hidden else 0), 0)
     for row, worker in enumerate(shown):
         ground = row + 1 - 0.08
@@ -328,10 +328,12 @@ def _judged_phases(history: History) -> list[Phase]:
 def distribution(history: History, size: Size) -> str:
     """Share of the offered requests of each phase that had completed after a time."""
     alternative = "Cumulative share of requests completed by latency, one curve per phase"
-    requests = history.requests
+    requests = offered(history)
     phases = _judged_phases(history)
     if requests.empty or not phases:
         return canvas.blank(size, "No request was recorded in a phase.", alternative)
+    if not history.info.complete:
+        requests = requests[requests["outcome"] != "in_flight"]
     figure, axes = canvas.plain_axes(size, 210)
     intended = canvas.floats(requests, "intended_s")
     taken = canvas.floats(requests, "ended_s") - intended

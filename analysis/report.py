@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
-import msgspec
 from markupsafe import Markup, escape
 
 from analysis import canvas, page, plots
 from analysis.history import History, UnreadableError
-from analysis.judge import judge
+from analysis.judge import SUFFERED_MAX, judge, write_verdict
 from analysis.load import load_history
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
 
@@ -59,6 +58,7 @@ class PerformanceReporter:
 
     def _content(self) -> dict[str, object]:
         history, verdict = self._history, self._verdict
+        phases, recoveries = page.phase_rows(history), page.recoveries(history)
         return {
             "history": history,
             "info": history.info,
@@ -66,9 +66,10 @@ class PerformanceReporter:
             "title": page.title(history, verdict),
             "question": str(history.experiment.get("question") or "").strip(),
             "headline": page.HEADLINES[verdict.verdict],
-            "figures": page.figures(history, verdict),
-            "phases": page.phase_rows(history),
-            "recovery": page.recovery(history, verdict),
+            "figures": page.figures(verdict.counts, phases, recoveries[0] if recoveries else None),
+            "phases": phases,
+            "recoveries": recoveries,
+            "suffered_max": SUFFERED_MAX,
             "suffered": page.suffered(history, verdict),
             "slowest": page.slowest(history),
             "environment": page.flattened(self._environment),
@@ -131,7 +132,7 @@ def _environment(shown: Callable[[object], object]) -> jinja2.Environment:
     environment.filters.update(
         seconds=page.seconds, clock=page.clock, percent=page.percent, interval=page.interval, limit=page.limit,
         measured=lambda criterion: page.quantity(criterion.measured, criterion.unit), flattened=page.flattened,
-        words=lambda text: str(text).replace("_", " "),
+        sentence=page.sentence, words=lambda text: str(text).replace("_", " "),
         # Nothing is structure in an indented block, and entities would show as such.
         verbatim=lambda text: Markup(canvas.clean(text, _TEXT_MAX)),
     )  # fmt: skip
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> int:
     try:
         history = load_history(directory)
         verdict = judge(history)
-        _replace(directory / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)).decode() + "\n")
+        write_verdict(directory, verdict)
         write_report(directory, history, verdict, _read_environment(directory))
     except (UnreadableError, OSError) as error:
         print(f"analysis.report: {error}", file=sys.stderr)
