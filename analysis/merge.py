@@ -89,11 +89,14 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         raise RecorderError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-def merge(raw: Path, out: Path, origin_s: float, clock_offsets: dict[str, float]) -> MergeReport:
+def merge(
+    raw: Path, out: Path, origin_s: float, clock_offsets: dict[str, float], *, leave_out: str = ""
+) -> MergeReport:
     """Merge `<table>.<node>.<incarnation>.arrow` of `raw` into `<table>.parquet` in `out`, for all tables.
 
     Rows are ordered by node, incarnation and sequence. A time becomes `time - clock_offsets[node] - origin_s` (an
     offset is how far the node's clock is ahead of the clock of `origin_s`, seconds; 0 when it is not listed).
+    leave_out: rows about requests whose id begins with this (a capacity probe's) do not belong to the run.
     Raises RecorderError when a file cannot be written.
     """
     batches: dict[str, list[pa.RecordBatch]] = {name: [] for name in SCHEMAS}
@@ -112,6 +115,8 @@ def merge(raw: Path, out: Path, origin_s: float, clock_offsets: dict[str, float]
             report.unclosed.append(path.name)
     for name, schema in SCHEMAS.items():
         table = pa.Table.from_batches(batches[name], schema=schema)
+        if leave_out and "request_id" in schema.names:
+            table = table.filter(pc.invert(pc.starts_with(table["request_id"], leave_out)))
         table = table.sort_by([(key, "ascending") for key in ("node", "incarnation", "sequence")])
         write_parquet(_on_run_clock(table, TIME_COLUMNS[name], origin_s, clock_offsets), out / f"{name}.parquet")
         report.rows[name] = table.num_rows

@@ -15,7 +15,7 @@ from workloads.spec import Positive, WorkloadSpec
 
 
 class ExperimentError(Exception):
-    """The user's experiment file or setting is wrong. The message is one line: which file, which field, what."""
+    """The experiment file or a setting is wrong. The message is one line: which file, which field, what."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,5 +88,6 @@ def find(name: str) -> Path:
         return path
     known = catalogue()
     if name not in known:
-        raise ExperimentError(f"{name}: no such experiment; the catalogue has {', '.join(known)} (or give a .yaml file)")
+        names = ", ".join(known)
+        raise ExperimentError(f"{name}: no such experiment; the catalogue has {names} (or give a .yaml file)")
     return known[name]

@@ -293,7 +293,7 @@ class ClientNode:
         if chunk.finish is not None or chunk.code is not None:
             return self._end(entry, now, tokens=new, finish=chunk.finish, code=chunk.code)
         self._rearm(entry)
-        return [Deliver(entry.ask.request_id, new)]
+        return [Deliver(entry.ask.request_id, new, len(entry.tokens))]
 
     def _end(
         self,
@@ -329,7 +329,7 @@ class ClientNode:
             tokens=entry.tokens,
             segments=entry.segments,
         )
-        return [Record(row), Deliver(ask.request_id, tokens, finish, code)]
+        return [Record(row), Deliver(ask.request_id, tokens, len(entry.tokens), finish, code)]
 
     def _stray(self, chunk: Chunk, now: float) -> Record:
         submission, attempt = _order(chunk)

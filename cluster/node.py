@@ -163,10 +163,14 @@ class Record(Command, frozen=True):
 
 
 class Deliver(Command, frozen=True):
-    """From a client to its caller: tokens of a request, and its end (`finish` or `code`) at most once."""
+    """From a client to its caller: tokens of a request, and its end (`finish` or `code`) at most once.
+
+    total: tokens delivered so far, these included.
+    """
 
     request_id: str
     tokens: tuple[Token, ...]
+    total: int
     finish: str | None = None
     code: str | None = None
 

@@ -3,26 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from cluster.node import Ask
 from cluster.protocol import Token
 from workloads.schedule import ScheduledRequest
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """Counts since the load began."""
-
-    asked: int = 0
-    completed: int = 0
-    failed: int = 0
-    refused: int = 0
-    cancelled: int = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Asked and not ended."""
-        return self.asked - self.completed - self.failed - self.refused - self.cancelled
 
 
 class Load(Protocol):

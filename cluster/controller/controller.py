@@ -113,6 +113,10 @@ class ControllerNode:
             for worker, member in self._membership.members.items()
         }
 
+    def warm_workers(self, model: str) -> int:
+        """How many workers could start a request for `model` at once."""
+        return sum(member.serves(model) for member in self._membership.members.values())
+
     def _link_up(self, now: float) -> list[Command]:
         self._link = True
         # Until every worker has had time for a heartbeat, an empty membership means ignorance, not an empty cluster.

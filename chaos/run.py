@@ -1,0 +1,191 @@
+"""`python -m chaos.run NAME|FILE.yaml`: run one experiment and say what came of it."""
+
+import argparse
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import yaml
+
+from analysis.recorder import RecorderError
+from analysis.verdict import EXIT_CODES, Verdict
+from chaos.director import Director
+from chaos.experiment import Experiment, ExperimentError, catalogue, find
+from chaos.progress import Progress
+from chaos.resolve import load
+from chaos.results import ResultsDirectory
+from chaos.worlds.simulated import SimulatedWorld
+from chaos.worlds.world import InfrastructureError, World
+from workloads.capacity import CapacityUnknown, InfeasibleRate
+from workloads.schedule import unique_prompts
+
+EXIT_USAGE = 2
+EXIT_INFRASTRUCTURE = 5
+EXIT_INTERRUPTED = 130
+WORLDS = ("live", "simulated")
+
+
+class RunnableWorld(World, Protocol):
+    """A world whose rows can be merged."""
+
+    @property
+    def origin_s(self) -> float:
+        """The world's time zero on the nodes' clocks, seconds."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.list:
+        for name, path in catalogue().items():
+            print(f"{name:24} {yaml.safe_load(path.read_text())['title']}")
+        return 0
+    if options.experiment is None:
+        _parser().error("name an experiment of the catalogue (--list) or a .yaml file")
+    settings = list(options.set)
+    if options.model is not None:
+        settings.append(f"cluster.model={options.model}")
+    try:
+        experiment = load(find(options.experiment), settings, options.policy)
+        if options.dry_run:
+            print(yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False), end="")
+            return 0
+        return run(experiment, options.world, options.seed, options.out, options.address)
+    except ExperimentError as error:
+        return _complain(str(error), EXIT_USAGE)
+    except RecorderError as error:
+        return _complain(str(error), EXIT_INFRASTRUCTURE)
+
+
+def run(experiment: Experiment, world: str, seed: int, out: Path, address: str | None = None) -> int:
+    """Run an experiment in a world and leave its results below `out`; returns the exit code."""
+    results = ResultsDirectory(out, experiment, world, seed)
+    with Progress() as progress:
+        progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
+        try:
+            ended_by = _execute(experiment, world, seed, results, progress, address)
+        except (InfrastructureError, CapacityUnknown, RecorderError) as error:
+            return _complain(str(error), EXIT_INFRASTRUCTURE)
+        except InfeasibleRate as error:
+            return _complain(str(error), EXIT_USAGE)
+        except Exception:
+            path = results.write_error(traceback.format_exc())
+            return _complain(f"an error of ours, please report it: see {path}", EXIT_INFRASTRUCTURE)
+    verdict = results.judge(_environment(results))
+    _print_verdict(verdict, results.path)
+    return EXIT_INTERRUPTED if ended_by == "interrupted" else EXIT_CODES[verdict.verdict]
+
+
+def _execute(
+    experiment: Experiment, kind: str, seed: int, results: ResultsDirectory, progress: Progress, address: str | None
+) -> str:
+    """Run in the world and put all tables in place; returns what ended the run."""
+    if kind == "simulated":
+        simulated = SimulatedWorld(experiment, seed, results.raw)
+        session = _Session(simulated, Director(simulated, experiment, seed, progress), results, progress)
+        simulated.run(session.whole())
+    else:
+        from chaos.worlds.live import LiveWorld
+
+        live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
+        session = _Session(live, Director(live, experiment, seed, progress), results, progress)
+        asyncio.run(live.guarded(session.whole()))
+    return session.ended_by
+
+
+class _Session:
+    """One run from start to tables."""
+
+    def __init__(
+        self,
+        world: RunnableWorld,
+        director: Director,
+        results: ResultsDirectory,
+        progress: Progress,
+    ) -> None:
+        self._world = world
+        self._director = director
+        self._results = results
+        self._progress = progress
+        self.ended_by = "the last phase"
+
+    async def whole(self) -> None:
+        """Conduct, stop, and write what is known, in every case; then raise what went wrong."""
+        world, director, results = self._world, self._director, self._results
+        try:
+            await director.conduct()
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            self.ended_by = "interrupted"
+        except BaseException as error:
+            self.ended_by = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._progress.phase("stop")
+            await world.stop()
+            results.write_plan(director.schedule)
+            notes = results.merge(world.origin_s)
+            results.write_environment(world.environment())
+            if director.complete:
+                self._progress.phase("reference completions")
+                references = await world.references(unique_prompts(director.schedule))
+                if references is not None:
+                    results.write_references(references)
+            if director.rate is not None:
+                notes.append(f"offered {director.rate.statement}")
+            results.write_info(
+                world.invariants, world.exact_tokens, complete=director.complete, ended_by=self.ended_by, notes=notes
+            )
+
+
+def _print_verdict(verdict: Verdict, path: Path) -> None:
+    print(f"verdict: {verdict.verdict.upper()}")
+    for reason in verdict.reasons[:5]:
+        print(f"  {reason}")
+    print(f"report: {path / 'report.html'}")
+
+
+def _environment(results: ResultsDirectory) -> dict[str, object]:
+    decoded: dict[str, object] = msgspec.json.decode((results.path / "environment.json").read_bytes())
+    return decoded
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"chaos.run: {text}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos.run",
+        description="Run a chaos experiment and write a report with a verdict.",
+        epilog="exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 invalid, 5 infrastructure, 130 interrupted",
+    )
+    parser.add_argument("experiment", nargs="?", help="a name of the catalogue, or a .yaml file")
+    parser.add_argument("--list", action="store_true", help="list the catalogue")
+    parser.add_argument("--world", choices=WORLDS, default="live")
+    parser.add_argument("--address", help="a running Ray cluster to join, instead of starting one here")
+    parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")
+    parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
+    parser.add_argument("--seed", type=_seed, default=1, help="seed of load and simulation (default 1)")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where results go (default results/)")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved experiment and stop")
+    return parser
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    # Workers of Ray import their code from where we run.
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The simulated world: the same nodes, director and faults on a virtual clock, deterministic by seed."""
+
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.recorder import MetricsCollector
+from analysis.schema import Row
+from chaos.experiment import Experiment
+from chaos.progress import Snapshot
+from chaos.worlds.world import Cut, InfrastructureError, LinkState
+from cluster.engine.timed import completion
+from cluster.protocol import Token
+from cluster.simulation.cluster import Observer, SimulatedCluster, Source
+from cluster.simulation.kernel import Kernel, Task
+from cluster.simulation.network import Condition, Flow
+from cluster.simulation.network import Link as NetworkLink
+from workloads.capacity import Completion, ProbePlan
+from workloads.load import ClosedLoop, OpenLoop
+from workloads.schedule import ScheduledRequest, split
+from workloads.vocabulary import ByteVocabulary
+from workloads.watch import LoadWatch, ProbeWatch, total
+
+CONDITIONS: dict[Cut, Condition] = {
+    Cut.REFUSE: Condition(refused=True),
+    # Toxiproxy's `latency` holds the close behind the held bytes, so the broker hears of it only after the heal.
+    Cut.STALL: Condition(Flow.HOLD, Flow.HOLD, close_passes=False),
+    Cut.BLACK_HOLE: Condition(Flow.DROP, Flow.DROP, close_passes=False),
+    Cut.UPSTREAM: Condition(upstream=Flow.DROP),
+    Cut.DOWNSTREAM: Condition(downstream=Flow.DROP),
+}
+_LEAD_S = 0.5
+_TRAVEL_S = 0.001
+
+
+class SimulatedLink:
+    """See World's Link. A fault's TTL has no meaning here: the world ends with its process."""
+
+    def __init__(self, kernel: Kernel, link: NetworkLink) -> None:
+        self._kernel = kernel
+        self._link = link
+
+    async def cut(self, cut: Cut, ttl_s: float) -> None:
+        """See Link."""
+        await self._kernel.sleep(_TRAVEL_S)
+        if cut is Cut.RESET:
+            self._link.set_condition(CONDITIONS[Cut.REFUSE])
+            self._link.set_condition(Condition())
+        else:
+            self._link.set_condition(CONDITIONS[cut])
+
+    async def restore(self) -> None:
+        """See Link."""
+        await self._kernel.sleep(_TRAVEL_S)
+        if not self._link.condition.clear:
+            self._link.set_condition(Condition())
+
+    async def inspect(self, cid: int | None = None) -> LinkState:
+        """See Link."""
+        await self._kernel.sleep(_TRAVEL_S)
+        counters = self._link.counters(cid)
+        return LinkState(
+            connected=counters.connected,
+            cid=counters.cid,
+            answered=self._link.ping_answered(),
+            node_in=counters.node_in,
+            node_out=counters.node_out,
+            broker_in=counters.broker_in,
+            broker_out=counters.broker_out,
+            broker_pending_bytes=None if counters.broker_in is None else 0,
+        )
+
+
+class SimulatedWorld:
+    """See World."""
+
+    kind = "simulated"
+    invariants = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    exact_tokens = True
+
+    def __init__(self, experiment: Experiment, seed: int, raw: Path) -> None:
+        """raw: folder for the raw rows of all nodes."""
+        self._experiment = experiment
+        self._collectors: dict[str, MetricsCollector] = {}
+        self._raw = raw
+        self._origin_s = 0.0
+        self._watches: dict[str, LoadWatch] = {}
+        self._loads: dict[str, OpenLoop | ClosedLoop] = {}
+        self._cluster = SimulatedCluster(
+            experiment.policy,
+            experiment.cluster.workers,
+            experiment.workload.generators,
+            seed,
+            self._collector,
+            model=experiment.cluster.model,
+        )
+        self._kernel = self._cluster.kernel
+        self._director = self._collector("director", 1)
+
+    @property
+    def origin_s(self) -> float:
+        """The world's time zero on the nodes' clocks."""
+        return self._origin_s
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the director on the virtual clock until it ends."""
+        self._kernel.run(coroutine)
+
+    def now(self) -> float:
+        """See World."""
+        return self._kernel.now - self._origin_s
+
+    def clock(self) -> float:
+        """See World."""
+        return self._kernel.now
+
+    async def sleep(self, seconds: float) -> None:
+        """See World."""
+        await self._kernel.sleep(seconds)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Task[None]:
+        """See World."""
+        return self._kernel.spawn(coroutine)
+
+    async def start(self) -> None:
+        """See World."""
+        self._cluster.start()
+        limit_s = self._kernel.now + self._experiment.cluster.start_limit_s
+        while self._ready() < self._experiment.cluster.workers:
+            if self._kernel.now > limit_s:
+                raise InfrastructureError("the simulated workers did not become ready")
+            await self.sleep(0.1)
+
+    def link(self, node: str) -> SimulatedLink:
+        """See World."""
+        return SimulatedLink(self._kernel, self._cluster.nodes[node].link)
+
+    async def vocabulary(self) -> ByteVocabulary:
+        """See World."""
+        return ByteVocabulary()
+
+    async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
+        """See World."""
+        began_s = self._kernel.now
+        completions: list[Completion] = []
+        clients = self._clients()
+        for number, client in enumerate(clients):
+            in_flight = plan.in_flight // len(clients) + (number < plan.in_flight % len(clients))
+            if in_flight == 0:
+                continue
+            load = ClosedLoop(
+                prompts[number :: len(clients)],
+                in_flight,
+                began_s,
+                began_s + plan.duration_s,
+                self._cluster.model,
+                self._experiment.policy.client.deadline_s,
+                f"probe-{number}-",
+            )
+            self._drive(client, load, ProbeWatch(completions, began_s))
+        await self.finish_load(plan.duration_s + 2 * self._experiment.policy.client.deadline_s)
+        return completions
+
+    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+        """See World."""
+        self._origin_s = self._kernel.now + _LEAD_S
+        timeout_s = self._experiment.policy.client.deadline_s
+        clients = self._clients()
+        for client, part in zip(clients, split(schedule, len(clients)), strict=True):
+            watch = self._watches[client] = LoadWatch()
+            self._drive(client, OpenLoop(part, self._origin_s, self._cluster.model, timeout_s), watch)
+
+    async def finish_load(self, limit_s: float) -> bool:
+        """See World."""
+        end_s = self._kernel.now + limit_s
+        while not self._idle():
+            if self._kernel.now >= end_s:
+                return False
+            await self.sleep(0.05)
+        return True
+
+    async def look(self) -> Snapshot:
+        """See World."""
+        now = self._kernel.now
+        standing = total([watch.standing(now, self._loads[client].finished) for client, watch in self._watches.items()])
+        states = self._cluster.controller.workers()
+        recent = standing.recent_s
+        return Snapshot(
+            elapsed_s=self.now(),
+            phase="",
+            offered=standing.offered,
+            completed=standing.completed,
+            failed=standing.failed,
+            refused=standing.refused,
+            in_flight=standing.in_flight,
+            latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
+            latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
+            workers={worker: liveness for worker, (liveness, _) in states.items()},
+            breakers={worker: breaker for worker, (_, breaker) in states.items()},
+        )
+
+    def record(self, row: Row) -> None:
+        """See World."""
+        self._director.append(row, self._kernel.now)
+
+    def environment(self) -> dict[str, object]:
+        """See World."""
+        costs = self._cluster.costs
+        return {
+            "engine": "timed",
+            "engine_costs": {name: getattr(costs, name) for name in costs.__struct_fields__},
+            "toxiproxy": "none: links are simulated",
+            "blas": "none: no tokens are computed",
+        }
+
+    async def stop(self) -> None:
+        """See World."""
+        for node in self._cluster.nodes.values():
+            node.stop()
+        for collector in self._collectors.values():
+            collector.close()
+
+    async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]]:
+        """See World."""
+        vocabulary = self._cluster.costs.vocabulary
+        return {name: completion(prompt, most, vocabulary) for name, (prompt, most) in prompts.items()}
+
+    def _collector(self, node: str, incarnation: int) -> MetricsCollector:
+        collector = MetricsCollector(self._raw, node, incarnation)
+        self._collectors[f"{node}.{incarnation}"] = collector
+        return collector
+
+    def _clients(self) -> list[str]:
+        return [f"client-{number}" for number in range(self._experiment.workload.generators)]
+
+    def _drive(self, client: str, load: OpenLoop | ClosedLoop, observer: Observer) -> None:
+        source: Source = load
+        self._loads[client] = load
+        self._cluster.nodes[client].drive(source, observer)
+
+    def _idle(self) -> bool:
+        nodes = self._cluster.nodes
+        return all(
+            load.finished and not nodes[client].node.gauges().open_requests for client, load in self._loads.items()
+        )
+
+    def _ready(self) -> int:
+        return self._cluster.controller.warm_workers(self._cluster.model)

@@ -1,0 +1,131 @@
+"""What an experiment asks of a world. Live and simulated worlds answer in their own way; nobody above can tell.
+
+Everything that waits is `async` and awaits only the world, so that one director runs on asyncio and on virtual time.
+"""
+
+from collections.abc import Coroutine, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from analysis.schema import Row
+from chaos.progress import Snapshot
+from cluster.protocol import Token
+from workloads.capacity import Completion, ProbePlan
+from workloads.schedule import ScheduledRequest
+from workloads.vocabulary import PromptVocabulary
+
+
+class InfrastructureError(Exception):
+    """The world cannot be brought up or kept up. The message is one line that says what to do."""
+
+
+class Cut(StrEnum):
+    """Ways of cutting a node's link to the broker; reference behaviour is in the README's table of modes.
+
+    refuse: the connection is closed and new ones are refused. reset: the connection breaks and may be made again.
+    stall: bytes are held both ways, and delivered late after the heal. black_hole: bytes vanish both ways and neither
+    end is told. upstream, downstream: bytes vanish in one direction (node to broker, broker to node).
+    """
+
+    REFUSE = "refuse"
+    RESET = "reset"
+    STALL = "stall"
+    BLACK_HOLE = "black_hole"
+    UPSTREAM = "upstream"
+    DOWNSTREAM = "downstream"
+
+
+class LinkState(msgspec.Struct, frozen=True):
+    """A node's link from both ends.
+
+    cid: the connection that `broker_*` are about. answered: something that the node sent over its present connection
+    came back. node_in, node_out: the node's message counts over all its connections. broker_in, broker_out: the
+    broker's counts for `cid` (from and to the node), None when it does not list that connection any more.
+    """
+
+    connected: bool
+    cid: int
+    answered: bool
+    node_in: int
+    node_out: int
+    broker_in: int | None
+    broker_out: int | None
+    broker_pending_bytes: int | None
+
+
+class Link(Protocol):
+    """The handle of one node's link."""
+
+    async def cut(self, cut: Cut, ttl_s: float) -> None:
+        """Make the cut; it ends by itself (through the undo log) after `ttl_s` if nobody restores it."""
+
+    async def restore(self) -> None:
+        """Undo whatever was cut. Harmless when nothing was."""
+
+    async def inspect(self, cid: int | None = None) -> LinkState:
+        """Ask both ends about the present connection, or about connection `cid` at the broker's end."""
+
+
+class Job(Protocol):
+    """A coroutine that runs beside the caller."""
+
+    def __await__(self) -> Any:
+        """Wait for its end; raises what it raised."""
+
+    def cancel(self) -> object:
+        """End it at its present await; nothing if it has ended."""
+
+
+class World(Protocol):
+    """A cluster, its clock, its handles and its evidence."""
+
+    kind: str
+    invariants: tuple[int, ...]
+    exact_tokens: bool
+
+    def now(self) -> float:
+        """Seconds since the load began; negative before."""
+
+    def clock(self) -> float:
+        """The director's own monotonic clock, as rows are stamped, seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the world go on."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Job:
+        """Run a coroutine beside the caller."""
+
+    async def start(self) -> None:
+        """Bring the cluster up until every worker is ready. Raises InfrastructureError."""
+
+    def link(self, node: str) -> Link:
+        """The link of a node."""
+
+    async def vocabulary(self) -> PromptVocabulary:
+        """How prompts are made for the model that the cluster serves."""
+
+    async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
+        """Run a closed loop over the prompts and wait for its end. Its rows do not belong to the run."""
+
+    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+        """Start the open-loop load; its first instant is the world's time zero. Returns before it."""
+
+    async def finish_load(self, limit_s: float) -> bool:
+        """Wait until every request has ended, at most `limit_s`. Returns whether all have."""
+
+    async def look(self) -> Snapshot:
+        """How the cluster and the load stand. `phase`, `left_s` and `faults` are left to the caller."""
+
+    def record(self, row: Row) -> None:
+        """Append a row of the director to the history."""
+
+    def environment(self) -> dict[str, object]:
+        """Versions, hosts, parts and how they were got. Never a secret."""
+
+    async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]] | None:
+        """The completion of each prompt id, from (prompt, output cap); None when nobody can tell here."""
+
+    async def stop(self) -> None:
+        """End everything that was started. Never raises for what is gone already."""
