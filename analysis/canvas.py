@@ -176,7 +176,9 @@ def _fault_labels(size: Size, line: TimeAxis) -> list[tuple[str, float, int]]:
     unit_px = size.axes_width / line.end_s
     taken: list[float] = []
     placed = []
-    for window in line.windows:
+    # A fault that comes and goes is named once; its colour says the rest.
+    named = {(window.label, window.colour): window for window in reversed(line.windows)}
+    for window in sorted(named.values(), key=lambda window: window.start_s):
         half_s = size.text_width(window.label) / 2 / unit_px
         centre_s = min(max((window.start_s + window.end_s) / 2, half_s), max(line.end_s - half_s, line.end_s / 2))
         row = next((row for row, end_s in enumerate(taken) if end_s <= centre_s - half_s), len(taken))
@@ -277,6 +279,10 @@ def nice_bins(end_s: float, count_max: int = 150) -> Floats:
 def _steps() -> Iterable[float]:
     return (factor * 10.0**power for power in range(6) for factor in (1, 2, 5))
 
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts worker-2 before worker-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def short(name: str, size: Size) -> str:

@@ -71,7 +71,9 @@ def stretches(history: History, family: Family, end_s: float) -> dict[str, list[
         if lane:
             lane[-1] = Stretch(lane[-1].state, lane[-1].start_s, at_s)
         lane.append(Stretch(str(state), at_s, end_s))
-    return {node: [part for part in lane if part.end_s > part.start_s] for node, lane in sorted(found.items())}
+    return {
+        node: [part for part in found[node] if part.end_s > part.start_s] for node in sorted(found, key=canvas.natural)
+    }
 
 
 @canvas.drawing
@@ -131,5 +133,5 @@ def _bars(axes: Axes, size: Size, family: Family, lane: list[Stretch], at: float
         if not good and (part.end_s - part.start_s) * unit_px > size.text_width(part.state) + 4:
             axes.text(
                 (part.start_s + part.end_s) / 2, at, part.state.replace("_", "-"), ha="center", va="center_baseline",
-                fontsize=size.font - 1.5, color="#ffffff" if part.state in {"dead", "open", "down"} else "#000000",
+                fontsize=size.font - 1.5, color="#000000",
             )  # fmt: skip

@@ -19,6 +19,7 @@ SUFFERED_MAX = 50
 SHARES = ("share", "ratio")
 SLOWEST_MAX = 10
 RECOVERIES_MAX = 8
+TITLE_MAX = 140
 OUTCOMES = ("completed", "failed", "refused", "cancelled", "in_flight")
 HEADLINES = {
     "pass": "Shown: every expectation was met and no invariant was broken.",
@@ -265,7 +266,7 @@ def rerun(history: History) -> list[str]:
 
 def title(history: History, verdict: Verdict) -> str:
     """The experiment's own title, else its name."""
-    return str(history.experiment.get("title") or verdict.experiment)
+    return canvas.clean(history.experiment.get("title") or verdict.experiment, TITLE_MAX)
 
 
 def seconds(value: float | None) -> str:

@@ -289,13 +289,15 @@ def _worker_lanes(
 ) -> str:  # fmt: skip
     """One lane per worker, all to one scale: an area, and a line over it."""
     shown, hidden = _chosen(history, list(areas))
-    everything = np.concatenate([*areas.values(), *(lines or {}).values()])
+    everything = np.concatenate([levels[worker] for levels in (areas, lines or areas) for worker in shown])
     peak = max(1.0, float(np.nanmax(everything, initial=0)))
-    pitch, share = (58.0 if len(shown) <= 4 else 36.0), 0.78
+    pitch = 58.0 if len(shown) <= 4 else 42.0
+    # The text of a lane has a strip of its own above the tallest area.
+    share = 0.92 - (size.font + 4) / pitch
     figure, axes = canvas.over_time(size, pitch * len(shown) + (18 if hidden else 0), canvas.time_axis(history))
     axes.set_ylim(len(shown) + (18 / pitch if hidden else 0), 0)
     for row, worker in enumerate(shown):
-        ground = row + 1 - 0.08
+        ground = row + 0.92
         axes.axhline(ground, color=FAINT, linewidth=0.6, zorder=1)
         level = ground - np.nan_to_num(areas[worker]) / peak * share
         axes.stairs(level, edges, baseline=ground, fill=True, color=SKY, alpha=0.85, linewidth=0)
@@ -303,8 +305,9 @@ def _worker_lanes(
             axes.stairs(ground - lines[worker] / peak * share, edges, baseline=None, color=VERMILLION, linewidth=1.5)
         highest = float(np.nanmax(areas[worker], initial=0))
         text = f"max {highest:.0f}{' ' + unit if unit else ''}"
-        canvas.legible(axes, size, text, (edges[0] + 0.004 * edges[-1], ground - share - 0.02), INK, va="center")
-    axes.set_yticks([row + 0.6 for row in range(len(shown))], [canvas.short(worker, size) for worker in shown])
+        canvas.legible(axes, size, text, (edges[0] + 0.004 * edges[-1], row + 0.04), INK, va="top")
+    middles = [0.92 + row - share / 2 for row in range(len(shown))]
+    axes.set_yticks(middles, [canvas.short(worker, size) for worker in shown])
     if hidden:
         axes.text(0, len(shown) + 0.1, f"and {hidden} more workers", va="top", fontsize=size.font, color=FAINT)
     return canvas.svg(figure, f"{name}-{size.name}", alternative)
@@ -313,9 +316,9 @@ def _worker_lanes(
 def _chosen(history: History, workers: list[str]) -> tuple[list[str], int]:
     """The workers to show, those that a fault was aimed at first, and how many are left out."""
     hit = {str(target) for targets in history.faults["targets"] for target in targets}
-    ordered = sorted(workers, key=lambda worker: (worker not in hit, worker))
+    ordered = sorted(workers, key=lambda worker: (worker not in hit, canvas.natural(worker)))
     kept = ordered[:LANES_MAX]
-    return sorted(kept), len(workers) - len(kept)
+    return sorted(kept, key=canvas.natural), len(workers) - len(kept)
 
 
 def _judged_phases(history: History) -> list[Phase]:

@@ -47,7 +47,7 @@ def test_the_same_history_gives_the_same_bytes(drawn: list[plots.Plot]) -> None:
 def test_colours_are_left_to_the_page(drawn: list[plots.Plot]) -> None:
     for plot in drawn:
         outside_fallbacks = re.sub(r"var\(--[\w-]+, #[0-9a-f]{6}\)", "", plot.wide)
-        assert set(re.findall(r"#[0-9a-f]{6}\b", outside_fallbacks)) <= {"#ffffff", "#000000"}, plot.name
+        assert set(re.findall(r"#[0-9a-f]{6}\b", outside_fallbacks)) <= {"#000000"}, plot.name
         assert canvas.INK not in plot.wide
         assert "currentColor" in plot.wide
 
