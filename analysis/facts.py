@@ -88,7 +88,8 @@ def due(history: History) -> pd.DataFrame:
 def finished(history: History) -> pd.DataFrame:
     """The request rows of this run. What was sent before time zero measured the capacity and is not part of it."""
     rows = history.requests
-    return rows[rows["request_id"].isin(history.schedule["request_id"]) | (rows["intended_s"] >= 0)]
+    early = rows["intended_s"] < 0
+    return rows[~early | rows["request_id"].isin(history.schedule["request_id"])] if early.any() else rows
 
 
 def offered(history: History) -> pd.DataFrame:

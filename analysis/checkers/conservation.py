@@ -30,7 +30,7 @@ def check(history: History) -> InvariantResult:
 
 
 def _token_breaches(history: History) -> list[Violation]:
-    rows = finished(history)
+    rows = finished(history).drop_duplicates("request_id")
     keys = [*_ATTEMPT, "worker", "worker_incarnation"]
     got = segments(rows[rows["outcome"] == "completed"]).groupby(keys, as_index=False)
     delivered = got.agg(delivered=("count", "sum"), ended_s=("received_s", "max"))

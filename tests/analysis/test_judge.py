@@ -1,0 +1,225 @@
+"""The judge: four verdicts, and the sentence that decides each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from analysis.history import UnreadableError
+from analysis.judge import judge, read_verdict, write_verdict
+from analysis.verdict import CriterionResult, Outcome, Verdict
+from tests.analysis.histories import EXPERIMENT, Run, clean_run
+from tests.analysis.test_checkers import cut, executed_twice, fail, fresh, never_recovered, unexplained_error
+
+
+def verdict_of(run: Run) -> Verdict:
+    return judge(run.history())
+
+
+def criterion(verdict: Verdict, name: str) -> CriterionResult:
+    return next(each for each in verdict.criteria if each.name == name)
+
+
+def expecting(run: Run, **criteria: dict[str, Any]) -> Run:
+    run.experiment = EXPERIMENT | {"expectations": criteria}
+    return run
+
+
+def test_a_clean_run_passes() -> None:
+    verdict = verdict_of(fresh())
+    assert verdict.verdict is Outcome.PASS
+    assert verdict.reasons == ["all 10 criteria that apply are met and all 9 invariants that apply are kept"]
+    assert verdict.suffered == []
+    assert verdict.counts.offered == verdict.counts.completed == len(fresh().schedule)
+    assert verdict.faults[0].evidence == {"pings_lost": 3}
+    assert criterion(verdict, "told_in_time").verdict is Outcome.NOT_APPLICABLE
+
+
+def test_a_verdict_is_written_and_read_back(tmp_path: Path) -> None:
+    verdict = verdict_of(fresh())
+    write_verdict(tmp_path, verdict)
+    assert read_verdict(tmp_path) == verdict
+    loaded = json.loads((tmp_path / "verdict.json").read_text())
+    assert loaded["verdict"] == "pass"
+    assert set(loaded["faults"][0]) == {"kind", "target", "injected_s", "verified", "healed_s", "evidence"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "verdict.json"]
+    (tmp_path / "verdict.json").write_text("{}")
+    with pytest.raises(UnreadableError, match="not a verdict"):
+        read_verdict(tmp_path)
+    with pytest.raises(UnreadableError, match="missing"):
+        read_verdict(tmp_path / "gone")
+
+
+def test_a_rate_below_its_limit_fails_and_names_who_suffered() -> None:
+    run = fresh()
+    for number in range(130, 140):
+        fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.FAIL
+    assert verdict.reasons[0] == "success_rate in phase fault is 0.9 (limit >= 0.95, n = 100)"
+    assert verdict.suffered == [f"r{number}" for number in range(130, 140)]
+    assert verdict.counts.failed == 10
+
+
+def test_a_rate_that_the_sample_cannot_show_is_inconclusive() -> None:
+    strict = {"metric": "success_rate", "phase": "fault", "at_least": 0.99}
+    result = criterion(verdict_of(expecting(fresh(), strict=strict)), "strict")
+    assert result.verdict is Outcome.INCONCLUSIVE
+    assert "all that can be said with 99% confidence is at least 0.95499" in result.explanation
+    many = {"metric": "success_rate", "phase": "fault", "at_least": 0.9, "samples_min": 460}
+    result = criterion(verdict_of(expecting(fresh(), many=many)), "many")
+    assert result.verdict is Outcome.INCONCLUSIVE
+    assert "fewer samples than the 460 asked for" in result.explanation
+
+
+@pytest.mark.parametrize(
+    ("metric", "at_most", "outcome", "text"),
+    [
+        ("latency_p50_s", 0.3, Outcome.PASS, "0.2"),
+        ("latency_p50_s", 0.1, Outcome.FAIL, "limit <= 0.1"),
+        ("latency_p95_s", 1.3, Outcome.PASS, "1.2"),
+        ("latency_p99_s", 1.3, Outcome.INCONCLUSIVE, "too few samples for a bound with 99% confidence"),
+        ("latency_p99_s", 1.0, Outcome.FAIL, "limit <= 1"),
+        ("refused_rate", 0.05, Outcome.PASS, "0"),
+        ("speed", 1.0, Outcome.INVALID, "no such metric"),
+    ],
+)
+def test_upper_limits(metric: str, at_most: float, outcome: Outcome, text: str) -> None:
+    run = expecting(fresh(), limit={"metric": metric, "phase": "fault", "at_most": at_most})
+    result = criterion(verdict_of(run), "limit")
+    assert result.verdict is outcome
+    assert text in result.explanation
+
+
+def test_what_never_happened_fails_and_says_so() -> None:
+    run = fresh()
+    never_recovered(run)
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.FAIL
+    result = criterion(verdict, "return_to_steady")
+    assert result.measured is None
+    assert "it never happened before the run ended" in result.explanation
+
+
+def test_criteria_know_the_role_of_the_target() -> None:
+    run = clean_run(target="controller")
+    verdict = verdict_of(run)
+    assert criterion(verdict, "mitigation").verdict is Outcome.NOT_APPLICABLE
+    assert criterion(verdict, "told_in_time").verdict is Outcome.PASS
+
+
+def test_a_fault_without_evidence_makes_the_run_invalid() -> None:
+    run = fresh()
+    unexplained_error(run)
+    run.change(run.find("faults")[0], verified=False)
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert verdict.reasons[0] == "the fault cut (partition of worker-0) did not prove that it took effect"
+
+
+def test_a_fault_that_was_never_injected_makes_the_run_invalid() -> None:
+    run = fresh()
+    run.rows["faults"] = []
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert verdict.reasons[0] == "the fault cut was never injected"
+
+
+def test_a_heal_without_evidence_fails() -> None:
+    run = fresh()
+    run.change(run.find("faults")[0], heal_verified=False, evidence="no JSON")
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.FAIL
+    assert verdict.reasons == ["the heal of the fault cut (partition of worker-0) is not proven"]
+    assert verdict.faults[0].evidence == {"text": "no JSON"}
+
+
+def test_an_unsteady_baseline_makes_the_run_invalid() -> None:
+    run = fresh()
+    for number in range(40, 60):
+        fail(run, f"r{number}", "ENGINE_ERROR")
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert verdict.reasons[0].startswith("the cluster was not in its steady state before the fault: success_rate")
+
+
+def test_an_unsteady_recovery_fails() -> None:
+    run = fresh()
+    for number in range(205, 220):
+        fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.FAIL
+    assert criterion(verdict, "success (recovery)").verdict is Outcome.FAIL
+
+
+def test_a_stall_of_the_host_makes_the_run_invalid() -> None:
+    run = fresh()
+    run.event("controller", 5.0, "host_stall", "controller", detail="1.2 s")
+    assert verdict_of(run).verdict is Outcome.PASS
+    run.event("worker-1", 5.0, "host_stall", "worker-1", detail="2.5 s without a turn")
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert "the host stood still for 2.50 s" in verdict.reasons[0]
+
+
+def test_a_stall_that_the_fault_made_is_no_stall_of_the_host() -> None:
+    run = fresh()
+    run.event("worker-0", 14.1, "host_stall", "worker-0", detail="5.0")
+    assert verdict_of(run).verdict is Outcome.PASS
+
+
+def test_a_load_that_came_late_makes_the_run_invalid() -> None:
+    run = fresh()
+    for row in run.find("requests")[20:30]:
+        run.change(row, sent_s=row.intended_s + 0.5)
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert "the generators were too slow" in verdict.reasons[0]
+
+
+def test_corrupt_answers_come_before_missed_expectations() -> None:
+    run = fresh()
+    executed_twice(run)
+    for number in range(130, 140):
+        fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
+    reasons = verdict_of(run).reasons
+    assert reasons[0].startswith("invariant 5")
+    assert reasons[1].startswith("success_rate in phase fault")
+
+
+def test_a_cluster_with_nobody_left_says_why() -> None:
+    run = fresh()
+    run.experiment = run.experiment | {"cluster": {"workers": 1}}
+    unexplained_error(run)
+    assert verdict_of(run).reasons[0] == "the faults hit every worker of the cluster, so nobody was left to take over"
+
+
+@pytest.mark.parametrize("at_s", [0.5, 5.0, 11.0, 20.0, 27.0])
+def test_a_cut_run_is_inconclusive_at_best(at_s: float) -> None:
+    run = fresh()
+    cut(run, at_s)
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INCONCLUSIVE
+    assert verdict.reasons[0] == "the run did not finish: it was interrupted"
+    assert not verdict.complete
+
+
+def test_a_breach_in_a_cut_run_still_fails() -> None:
+    run = fresh()
+    executed_twice(run)
+    cut(run, 20.0)
+    assert verdict_of(run).verdict is Outcome.FAIL
+
+
+def test_a_cut_run_without_a_breach_passes_all_but_the_end() -> None:
+    run = fresh()
+    run.info = msgspec.structs.replace(run.info, complete=False, ended_by="it was interrupted")
+    assert verdict_of(run).verdict is Outcome.INCONCLUSIVE
+
+
+def test_malformed_criteria_are_one_line() -> None:
+    run = expecting(fresh(), wrong={"metric": "success_rate", "at_leest": 1})
+    with pytest.raises(UnreadableError, match=r"experiment\.yaml: expectations: .*at_leest"):
+        verdict_of(run)
