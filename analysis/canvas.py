@@ -70,7 +70,7 @@ class Size(msgspec.Struct, frozen=True):
         return 0.62 * self.font * len(text)
 
 
-WIDE = Size("wide", 1000, 92, 56, 12)
+WIDE = Size("wide", 1000, 98, 50, 13)
 NARROW = Size("narrow", 380, 66, 10, 11)
 
 
