@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from analysis import canvas, page, plots
-from analysis.history import History, UnreadableError
+from analysis.history import History, UnreadableError, read_info
 from analysis.judge import SUFFERED_MAX, judge, write_verdict
 from analysis.load import load_history
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
@@ -170,6 +170,8 @@ def main(arguments: list[str]) -> int:
         return _USAGE
     directory = Path(arguments[0])
     try:
+        # Asked first: it tells best that a directory is not one of results.
+        read_info(directory)
         history = load_history(directory)
         verdict = judge(history)
         write_verdict(directory, verdict)
