@@ -13,7 +13,7 @@ from chaos import faults
 from chaos.experiment import Experiment, FaultSpec
 from chaos.faults import Evidence, Fault
 from chaos.progress import Snapshot
-from chaos.worlds.world import Job, World
+from chaos.worlds.world import HandleError, Job, World
 from workloads.capacity import ResolvedRate, estimate_capacity, needs_capacity, plan_probe, resolve_rate
 from workloads.schedule import ScheduledRequest, build_schedule
 
@@ -126,23 +126,33 @@ class Director:
         self._active[injection.name] = injection
         injection.injected_s = world.clock()
         end_s = world.now() + spec.duration_s
-        await fault.inject(world)
-        self._watcher.note(f"injected {spec.kind} {injection.aim}")
-        injection.bite = await fault.verify(world)
+        try:
+            await fault.inject(world)
+            self._watcher.note(f"injected {spec.kind} {injection.aim}")
+            injection.bite = await fault.verify(world)
+        except HandleError as error:
+            injection.bite = Evidence(False, {"error": str(error)})
         injection.verified_s = world.clock()
         if not injection.bite.proved:
             self._watcher.note(f"NOT PROVED: {spec.kind} {injection.aim} shows no effect; the run will be invalid")
-        await fault.sustain(world, end_s)
+        try:
+            await fault.sustain(world, end_s)
+        except HandleError as error:
+            injection.bite = Evidence(False, {**injection.bite.facts, "error": str(error)})
         await self._heal(injection, self._experiment.recovery_limit_s)
 
     async def _heal(self, injection: "_Injection", limit_s: float) -> None:
         world = self._world
         if self._active.pop(injection.name, None) is None:
             return
-        await injection.fault.heal(world)
-        injection.healed_s = world.clock()
-        healed = await injection.fault.verify_healed(world, limit_s)
-        self._watcher.note(f"healed {injection.spec.kind} {injection.aim}")
+        try:
+            await injection.fault.heal(world)
+            injection.healed_s = world.clock()
+            healed = await injection.fault.verify_healed(world, limit_s)
+        except HandleError as error:
+            healed = Evidence(False, {"error": str(error)})
+        said = "healed" if healed.proved else "NOT HEALED:"
+        self._watcher.note(f"{said} {injection.spec.kind} {injection.aim}")
         world.record(injection.row(healed))
 
     def _event(self, kind: str, subject: str = "", detail: str = "") -> None:
@@ -183,4 +193,3 @@ class _Injection:
             explains=[str(code) for code in self.fault.explains],
             evidence=json.dumps({"bite": self.bite.facts, "heal": healed.facts}),
         )
-

@@ -179,9 +179,7 @@ class StreamReport(_Message, frozen=True, array_like=True, tag="report"):
     chunks: tuple[Chunk, ...]
 
 
-Message = (
-    Ping | Pong | Submit | Accepted | Cancel | Delivery | Heartbeat | Dispatch | Withdraw | Drain | StreamReport
-)
+Message = Ping | Pong | Submit | Accepted | Cancel | Delivery | Heartbeat | Dispatch | Withdraw | Drain | StreamReport
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -1,28 +1,10 @@
-"""Load as a pure object: what to ask, and when. Shells of the client drive it beside the ClientNode."""
+"""Load as a pure object: what to ask, and when. Each class is a cluster.caller.Source."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from cluster.node import Ask
 from cluster.protocol import Token
 from workloads.schedule import ScheduledRequest
-
-
-class Load(Protocol):
-    """A source of requests. Times are in the client's clock, seconds."""
-
-    def due(self, now: float) -> list[Ask]:
-        """Requests whose time has come, in order; each comes out once."""
-
-    def next_time(self) -> float | None:
-        """When the next request is due, None when that depends on an answer or there is none."""
-
-    def ended(self, request_id: str, now: float) -> list[Ask]:
-        """A request has ended; what the caller asks next because of it."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will be asked."""
 
 
 class OpenLoop:
@@ -36,7 +18,7 @@ class OpenLoop:
         self._next = 0
 
     def due(self, now: float) -> list[Ask]:
-        """See Load."""
+        """See Source."""
         asks: list[Ask] = []
         while self._next < len(self._schedule) and self._start_s + self._schedule[self._next].intended_s <= now:
             request = self._schedule[self._next]
@@ -57,18 +39,18 @@ class OpenLoop:
         return asks
 
     def next_time(self) -> float | None:
-        """See Load."""
+        """See Source."""
         if self.finished:
             return None
         return self._start_s + self._schedule[self._next].intended_s
 
     def ended(self, request_id: str, now: float) -> list[Ask]:
-        """See Load: an open loop does not care."""
+        """See Source: an open loop does not care."""
         return []
 
     @property
     def finished(self) -> bool:
-        """See Load."""
+        """See Source."""
         return self._next >= len(self._schedule)
 
 
@@ -96,17 +78,17 @@ class ClosedLoop:
         self.finished = False
 
     def due(self, now: float) -> list[Ask]:
-        """See Load: the first round."""
+        """See Source: the first round."""
         if now < self._start_s or self._asked:
             return []
         return [self._ask(now) for _ in range(self._concurrency)]
 
     def next_time(self) -> float | None:
-        """See Load."""
+        """See Source."""
         return None if self._asked else self._start_s
 
     def ended(self, request_id: str, now: float) -> list[Ask]:
-        """See Load: another takes the place of each that ends in time."""
+        """See Source: another takes the place of each that ends in time."""
         if now < self._stop_s:
             return [self._ask(now)]
         self.finished = True

@@ -11,9 +11,10 @@ from analysis.schema import Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.worlds.world import Cut, InfrastructureError, LinkState
+from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
-from cluster.simulation.cluster import Observer, SimulatedCluster, Source
+from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.kernel import Kernel, Task
 from cluster.simulation.network import Condition, Flow
 from cluster.simulation.network import Link as NetworkLink
@@ -77,7 +78,7 @@ class SimulatedWorld:
     """See World."""
 
     kind = "simulated"
-    invariants = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    invariants: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     exact_tokens = True
 
     def __init__(self, experiment: Experiment, seed: int, raw: Path) -> None:

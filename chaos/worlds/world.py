@@ -21,6 +21,10 @@ class InfrastructureError(Exception):
     """The world cannot be brought up or kept up. The message is one line that says what to do."""
 
 
+class HandleError(Exception):
+    """A handle of the world could not do or tell what it was asked. One line."""
+
+
 class Cut(StrEnum):
     """Ways of cutting a node's link to the broker; reference behaviour is in the README's table of modes.
 
@@ -56,7 +60,7 @@ class LinkState(msgspec.Struct, frozen=True):
 
 
 class Link(Protocol):
-    """The handle of one node's link."""
+    """The handle of one node's link. Every method may raise HandleError."""
 
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """Make the cut; it ends by itself (through the undo log) after `ttl_s` if nobody restores it."""

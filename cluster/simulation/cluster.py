@@ -6,6 +6,7 @@ from random import Random
 from typing import Protocol
 
 from analysis.schema import EventRow, NodeRow, Row
+from cluster.caller import Observer, Source
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.engine.timed import StepCosts, TimedEngine
@@ -36,29 +37,6 @@ class Sink(Protocol):
 
     def append(self, row: Row, now: float) -> None:
         """Take a row written at `now`, the node's clock."""
-
-
-class Source(Protocol):
-    """Where a client's requests come from; workloads.load has them."""
-
-    def due(self, now: float) -> list[Ask]:
-        """Requests whose time has come."""
-
-    def next_time(self) -> float | None:
-        """When the next one is due."""
-
-    def ended(self, request_id: str, now: float) -> list[Ask]:
-        """What is asked because a request has ended."""
-
-
-class Observer(Protocol):
-    """Who is told of a source's requests; workloads.watch has one."""
-
-    def asked(self, ask: Ask) -> None:
-        """A request was handed to the client."""
-
-    def ended(self, ask: Ask, end: Deliver, now: float) -> None:
-        """It has ended."""
 
 
 class SimulatedNode:

@@ -40,6 +40,7 @@ class WorkerNode:
         self._policy = policy
         self._controller = controller
         self._models = dict.fromkeys(models, "cold")
+        self._reasons: dict[str, str] = {}
         self._kv_bytes_per_token: dict[str, int] = {}
         self._queue = RequestQueue(policy.worker.queue_max)
         self._batch = ContinuousBatcher(policy.worker.batch_max)
@@ -98,6 +99,13 @@ class WorkerNode:
             kv_bytes=sum(self._kv_bytes(work.dispatch) for work in self._batch.running()),
             tokens_made=self._tokens_made,
         )
+
+    def models(self) -> dict[str, str]:
+        """Each model and its state, for people who watch. A failed one comes with the reason."""
+        return {
+            model: f"failed: {self._reasons[model]}" if state == "failed" else state
+            for model, state in self._models.items()
+        }
 
     def _kv_bytes(self, dispatch: Dispatch) -> int:
         tokens = len(dispatch.prompt) + dispatch.max_tokens
@@ -244,6 +252,7 @@ class WorkerNode:
 
     def _model_state(self, model: str, state: str, reason: str, now: float) -> list[Command]:
         self._models[model] = state
+        self._reasons[model] = reason
         detail = f"{model} {state}" + (f": {reason}" if reason else "")
         return [self._event(now, "model_state", detail=detail), *self._heartbeat(now)]
 
@@ -255,6 +264,7 @@ class WorkerNode:
             commands += self._stop(work.dispatch.attempt, "failed", Code.ENGINE_ERROR, now)
         for model in self._models:
             self._models[model] = "failed"
+            self._reasons[model] = reason
         if chunks:
             commands.append(self._tell(chunks, now))
         return commands + self._heartbeat(now)
@@ -291,6 +301,4 @@ class WorkerNode:
     def _event(self, now: float, kind: str, attempt: AttemptId | None = None, detail: str = "") -> Record:
         if attempt is None:
             return Record(EventRow(now, kind, self.name, detail=detail))
-        return Record(
-            EventRow(now, kind, self.name, attempt.request_id, attempt.submission, attempt.attempt, detail)
-        )
+        return Record(EventRow(now, kind, self.name, attempt.request_id, attempt.submission, attempt.attempt, detail))

@@ -1,0 +1,358 @@
+"""The live world: Ray actors, real NATS, real Toxiproxy, real MLX, real time."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray.exceptions import RayError
+
+from analysis.recorder import MetricsCollector
+from analysis.schema import Row
+from chaos.experiment import Experiment
+from chaos.progress import Snapshot
+from chaos.resolve import node_names
+from chaos.undo import ProcessEntry
+from chaos.worlds.proxied import ProxiedLink
+from chaos.worlds.servers import Servers
+from chaos.worlds.world import HandleError, InfrastructureError
+from cluster.engine.blas import Blas, find_blas, preload_environment
+from cluster.engine.reference import compute, is_exact
+from cluster.engine.weights import ModelUnavailable, model_directory
+from cluster.live.actors import NodeActor, agent_actor, node_actor
+from cluster.live.host import CONTROLLER, NodeLook, NodeSpec
+from cluster.live.nats import LinkFacts
+from cluster.protocol import Token
+from workloads.capacity import Completion, ProbePlan
+from workloads.generator import GeneratorActor
+from workloads.schedule import ScheduledRequest, split
+from workloads.vocabulary import TokenizerVocabulary
+from workloads.watch import Standing, total
+
+_log = logging.getLogger(__name__)
+_LEAD_S = 0.5
+_CALL_S = 5.0
+_STOP_S = 5.0
+_LINK_S = 10.0
+_AGENT = "host-0"
+
+
+class LiveWorld:
+    """See World. Lives in one asyncio loop; whatever was started ends in `stop`, or in the keeper if we die."""
+
+    kind = "live"
+    invariants: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+    def __init__(
+        self, experiment: Experiment, seed: int, run_id: str, raw: Path, logs: Path, address: str | None = None
+    ) -> None:
+        """address: a running Ray cluster; None starts one here that ends with us."""
+        self._experiment = experiment
+        self._seed = seed
+        self._raw = raw.resolve()
+        self._address = address
+        self._nodes = node_names(experiment)
+        self._servers = Servers(run_id, logs.resolve(), self._nodes, experiment.cluster.broker_port)
+        self._director = MetricsCollector(self._raw, "director", time.time_ns())
+        self._actors: dict[str, Any] = {}
+        self._agent: Any = None
+        self._links: dict[str, ProxiedLink] = {}
+        self._blas: Blas = find_blas()
+        self._blockers: list[asyncio.Future[Any]] = []
+        self._recorded: set[int] = set()
+        self.exact_tokens = True
+        self.origin_s = 0.0
+
+    async def guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the coroutine; the first Ctrl-C, SIGTERM or SIGHUP cancels it, and those that follow change nothing."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(coroutine)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        asked = False
+
+        def interrupt() -> None:
+            nonlocal asked
+            if not asked:
+                asked = True
+                print("\ninterrupted: healing and writing what there is, please wait", file=sys.stderr)
+                task.cancel()
+
+        for number in signals:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            await task
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def now(self) -> float:
+        """See World."""
+        return time.monotonic() - self.origin_s
+
+    def clock(self) -> float:
+        """See World."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """See World."""
+        await asyncio.sleep(max(0.0, seconds))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """See World."""
+        return asyncio.create_task(coroutine)
+
+    async def start(self) -> None:
+        """See World."""
+        cluster = self._experiment.cluster
+        try:
+            await self._in_thread(model_directory, cluster.model)
+            self.exact_tokens = await self._in_thread(is_exact, cluster.model)
+        except ModelUnavailable as error:
+            raise InfrastructureError(str(error)) from error
+        await asyncio.gather(
+            self._in_thread(self._servers.start, cluster.toxiproxy_url, cluster.toxiproxy_port),
+            self._in_thread(self._start_ray),
+        )
+        self._record_processes()
+        await self._start_actors()
+        self._record_processes()
+        await self._await_ready(time.monotonic() + cluster.start_limit_s)
+
+    def link(self, node: str) -> ProxiedLink:
+        """See World."""
+        if node not in self._links:
+            servers = self._servers
+            assert servers.toxiproxy is not None
+            assert servers.undo is not None
+
+            async def ask() -> tuple[LinkFacts, bool]:
+                found: tuple[LinkFacts, bool] = await self._call(node, "link")
+                return found
+
+            self._links[node] = ProxiedLink(
+                servers.toxiproxy, servers.proxies[node], servers.undo, servers.broker, node, ask
+            )
+        return self._links[node]
+
+    async def vocabulary(self) -> TokenizerVocabulary:
+        """See World."""
+        directory = await self._in_thread(model_directory, self._experiment.cluster.model)
+        try:
+            vocabulary: TokenizerVocabulary = await self._in_thread(TokenizerVocabulary, directory)
+        except ValueError as error:
+            raise InfrastructureError(str(error)) from error
+        return vocabulary
+
+    async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
+        """See World."""
+        start_s = time.monotonic() + _LEAD_S
+        clients = self._clients()
+        shares = [plan.in_flight // len(clients) + (i < plan.in_flight % len(clients)) for i in range(len(clients))]
+        active = [(client, share) for client, share in zip(clients, shares, strict=True) if share]
+        for number, (client, share) in enumerate(active):
+            part = prompts[number :: len(active)]
+            await self._call(client, "closed_loop", part, share, start_s, start_s + plan.duration_s)
+        await asyncio.sleep(start_s + plan.duration_s - time.monotonic())
+        await self.finish_load(2 * self._experiment.policy.client.deadline_s)
+        found = await asyncio.gather(*(self._call(client, "completions") for client, _ in active))
+        return [completion for part in found for completion in part]
+
+    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+        """See World."""
+        clients = self._clients()
+        self.origin_s = time.monotonic() + _LEAD_S
+        for client, part in zip(clients, split(schedule, len(clients)), strict=True):
+            await self._call(client, "open_loop", part, self.origin_s)
+
+    async def finish_load(self, limit_s: float) -> bool:
+        """See World."""
+        end_s = time.monotonic() + limit_s
+        while time.monotonic() < end_s:
+            if all(idle for _, idle in await self._standings()):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def look(self) -> Snapshot:
+        """See World. Raises InfrastructureError when a node of ours has ended by itself."""
+        if self._servers.keeper is not None and not self._servers.keeper.alive():
+            raise InfrastructureError("the keeper process is gone; without it no fault may stay in force")
+        standings = await self._standings()
+        standing = total([part for part, _ in standings])
+        looks = await self._looks()
+        for node, look in looks.items():
+            if look.failure:
+                raise InfrastructureError(f"{node}: {look.failure}")
+        states = looks[CONTROLLER].workers if CONTROLLER in looks else {}
+        recent = standing.recent_s
+        return Snapshot(
+            elapsed_s=self.now(),
+            phase="",
+            offered=standing.offered,
+            completed=standing.completed,
+            failed=standing.failed,
+            refused=standing.refused,
+            in_flight=standing.in_flight,
+            latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
+            latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
+            workers={worker: liveness for worker, (liveness, _) in states.items()},
+            breakers={worker: breaker for worker, (_, breaker) in states.items()},
+        )
+
+    def record(self, row: Row) -> None:
+        """See World."""
+        self._director.append(row, time.monotonic())
+        self._director.flush()
+
+    def environment(self) -> dict[str, object]:
+        """See World."""
+        return {
+            "engine": "mlx",
+            "model": self._experiment.cluster.model,
+            "exact_tokens": self.exact_tokens,
+            "blas": {"name": self._blas.name, "note": self._blas.note},
+            "toxiproxy": self._servers.flavour,
+            "ray": self._address or "started by the run on this host",
+            "hosts": 1,
+        }
+
+    async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]]:
+        """See World."""
+        found = await asyncio.to_thread(compute, self._experiment.cluster.model, list(prompts.values()))
+        return dict(zip(prompts, found, strict=True))
+
+    async def stop(self) -> None:
+        """See World."""
+        # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
+        await asyncio.gather(*self._blockers, return_exceptions=True)
+        actors = [*self._actors.values(), *([self._agent] if self._agent is not None else [])]
+        stops = [actor.stop.remote() for actor in actors]
+        if stops:
+            with contextlib.suppress(RayError, TimeoutError):
+                await asyncio.to_thread(ray.wait, stops, num_returns=len(stops), timeout=_STOP_S)
+        self._actors.clear()
+        if ray.is_initialized():
+            await asyncio.to_thread(ray.shutdown)
+        for line in await asyncio.to_thread(self._servers.stop):
+            print(f"left behind: {line}", file=sys.stderr)
+        self._director.close()
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        future = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+        self._blockers.append(future)
+        try:
+            return await asyncio.shield(future)
+        finally:
+            if future.done():
+                self._blockers.remove(future)
+
+    def _start_ray(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if self._address is None:
+            # Ray's sockets lie below its temporary folder, and a socket's path has little room.
+            folder = tempfile.gettempdir()
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": f"{folder}/ray"}
+            options |= {"num_cpus": max(2, os.cpu_count() or 2)}
+        try:
+            ray.init(address=self._address, **options)
+        except (ConnectionError, RayError, RuntimeError, TimeoutError, ValueError) as error:
+            where = self._address or "on this host"
+            raise InfrastructureError(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
+
+    async def _start_actors(self) -> None:
+        """Make every actor, then start its node; the workers' imports run side by side."""
+        preload = preload_environment(self._blas)
+        try:
+            self._agent = agent_actor(_AGENT, str(self._raw))
+            for node in self._nodes:
+                role = node.split("-")[0]
+                spec = NodeSpec(
+                    role=role,
+                    name=node,
+                    url=self._servers.url(node),
+                    policy=self._experiment.policy,
+                    raw=str(self._raw),
+                    model=self._experiment.cluster.model,
+                    seed=self._seed,
+                )
+                kind = GeneratorActor if role == "client" else NodeActor
+                self._actors[node] = node_actor(spec, preload if role == "worker" else {}, kind)
+            limit_s = self._experiment.cluster.start_limit_s
+            starts = [actor.start.remote(_LINK_S) for actor in self._actors.values()]
+            pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
+            await self._agent.watch.remote(pids)
+        except TimeoutError:
+            raise InfrastructureError(f"the nodes did not start within cluster.start_limit_s = {limit_s:g} s") from None
+        except RayError as error:
+            raise InfrastructureError(f"a node did not start: {_cause(error)}") from error
+
+    async def _await_ready(self, limit_s: float) -> None:
+        wanted = self._experiment.cluster.workers
+        while True:
+            looks = await self._looks()
+            for node, look in looks.items():
+                for model, state in look.models.items():
+                    if state.startswith("failed"):
+                        reason = state.removeprefix("failed: ")
+                        raise InfrastructureError(f"{node}: model {model} does not load: {reason}")
+                if look.failure:
+                    raise InfrastructureError(f"{node}: {look.failure}")
+            warm = looks[CONTROLLER].warm if CONTROLLER in looks else 0
+            if warm >= wanted:
+                return
+            if time.monotonic() > limit_s:
+                start_limit_s = self._experiment.cluster.start_limit_s
+                raise InfrastructureError(
+                    f"{warm} of {wanted} workers were ready within cluster.start_limit_s = {start_limit_s:g} s"
+                )
+            await asyncio.sleep(0.1)
+
+    async def _looks(self) -> dict[str, NodeLook]:
+        """Every node that answers in time."""
+        nodes = [node for node in self._nodes if not node.startswith("client-")]
+        found = await asyncio.gather(*(self._call(node, "look") for node in nodes), return_exceptions=True)
+        return {node: look for node, look in zip(nodes, found, strict=True) if isinstance(look, NodeLook)}
+
+    async def _standings(self) -> list[tuple[Standing, bool]]:
+        now = time.monotonic()
+        return list(await asyncio.gather(*(self._call(client, "standing", now) for client in self._clients())))
+
+    def _clients(self) -> list[str]:
+        return [node for node in self._nodes if node.startswith("client-")]
+
+    async def _call(self, node: str, method: str, *arguments: Any) -> Any:
+        try:
+            return await asyncio.wait_for(getattr(self._actors[node], method).remote(*arguments), _CALL_S)
+        except TimeoutError:
+            raise HandleError(f"{node}: no answer to {method} within {_CALL_S:g} s") from None
+        except RayError as error:
+            raise HandleError(f"{node}: {_cause(error)}") from error
+
+    def _record_processes(self) -> None:
+        """Everything that Ray has started under us goes into the undo log, so that the keeper can end it."""
+        undo, keeper = self._servers.undo, self._servers.keeper
+        if undo is None or keeper is None:
+            return
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                ours = process.pid == keeper.pid or keeper.pid in {parent.pid for parent in process.parents()}
+                if process.pid not in self._recorded and not ours:
+                    undo.add(ProcessEntry(pid=process.pid, created_s=process.create_time(), name=process.name()))
+                    self._recorded.add(process.pid)
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what Ray wraps around an actor's exception: the exception itself."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""A node's link behind its own Toxiproxy proxy, seen from both ends."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError
+from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
+from chaos.worlds.world import Cut, HandleError, LinkState
+from cluster.live.broker import Broker, BrokerUnavailable
+from cluster.live.nats import LinkFacts
+
+_FOREVER_MS = 24 * 3_600 * 1_000
+
+LinkCall = Callable[[], Awaitable[tuple[LinkFacts, bool]]]
+"""Asks the node for its link's facts, and whether a message to itself came back."""
+
+
+def toxics(cut: Cut) -> tuple[Toxic, ...]:
+    """The toxics that make a cut; none for those that switch the proxy off.
+
+    A stall is a huge latency: unlike a bandwidth of 0 it can be removed at once. In a black hole `slow_close` keeps
+    the node's close from the broker, which a cut cable would not carry either.
+    """
+    both: tuple[tuple[str, Any], ...] = (("up", "upstream"), ("down", "downstream"))
+    match cut:
+        case Cut.STALL:
+            return tuple(Toxic(f"stall_{name}", "latency", way, {"latency": _FOREVER_MS}) for name, way in both)
+        case Cut.BLACK_HOLE:
+            holes = tuple(Toxic(f"hole_{name}", "timeout", way, {"timeout": 0}) for name, way in both)
+            return (*(Toxic(f"close_{name}", "slow_close", way, {"delay": _FOREVER_MS}) for name, way in both), *holes)
+        case Cut.UPSTREAM | Cut.DOWNSTREAM:
+            way: Any = cut.value
+            return (Toxic(f"hole_{cut.value}", "timeout", way, {"timeout": 0}),)
+    return ()
+
+
+class ProxiedLink:
+    """See chaos.worlds.world.Link. Every change is in the undo log before it is made."""
+
+    def __init__(self, api: Toxiproxy, proxy: str, undo: UndoLog, broker: Broker, node: str, ask: LinkCall) -> None:
+        self._api = api
+        self._proxy = proxy
+        self._undo = undo
+        self._broker = broker
+        self._node = node
+        self._ask = ask
+        self._lock = asyncio.Lock()
+        self._open: list[tuple[str, Toxic | None]] = []
+
+    async def cut(self, cut: Cut, ttl_s: float) -> None:
+        """See Link. When the undo log cannot be written, nothing is changed."""
+        # Shielded: a cancelled caller must not leave a change half made while it goes on to heal.
+        await asyncio.shield(self._locked(lambda: self._cut(cut, time.time() + ttl_s)))
+
+    async def restore(self) -> None:
+        """See Link."""
+        await asyncio.shield(self._locked(self._restore))
+
+    async def inspect(self, cid: int | None = None) -> LinkState:
+        """See Link."""
+        facts, answered = await self._ask()
+        wanted = facts.cid if cid is None else cid
+        try:
+            connections = await asyncio.to_thread(self._broker.all_connections)
+        except BrokerUnavailable as error:
+            raise HandleError(f"{self._node}: {error}") from error
+        listed = next((connection for connection in connections if connection.cid == wanted), None)
+        return LinkState(
+            connected=facts.connected,
+            cid=facts.cid,
+            answered=answered,
+            node_in=facts.messages_in,
+            node_out=facts.messages_out,
+            broker_in=None if listed is None else listed.in_msgs,
+            broker_out=None if listed is None else listed.out_msgs,
+            broker_pending_bytes=None if listed is None else listed.pending_bytes,
+        )
+
+    async def _locked(self, change: Callable[[], None]) -> None:
+        async with self._lock:
+            try:
+                await asyncio.to_thread(change)
+            except (ToxiproxyError, UndoError) as error:
+                raise HandleError(f"{self._node}: {error}") from error
+
+    def _cut(self, cut: Cut, expires_unix_s: float) -> None:
+        api, proxy = self._api, self._proxy
+        if cut in (Cut.REFUSE, Cut.RESET):
+            entry = DisabledEntry(api_url=api.url, proxy=proxy, expires_unix_s=expires_unix_s)
+            self._open.append((self._undo.add(entry), None))
+            self.switch(False)
+            if cut is Cut.RESET:
+                self._restore()
+            return
+        for toxic in toxics(cut):
+            undo = ToxicEntry(api_url=api.url, proxy=proxy, toxic=toxic.name, expires_unix_s=expires_unix_s)
+            self._open.append((self._undo.add(undo), toxic))
+            self.apply(toxic)
+
+    def switch(self, enabled: bool) -> None:
+        """Let the proxy take connections, or refuse them."""
+        self._api.set_enabled(self._proxy, enabled)
+
+    def apply(self, toxic: Toxic) -> None:
+        """Put a toxic in force."""
+        self._api.add_toxic(self._proxy, toxic)
+
+    def _restore(self) -> None:
+        while self._open:
+            entry_id, toxic = self._open[-1]
+            if toxic is None:
+                self.switch(True)
+            else:
+                self._api.remove_toxic(self._proxy, toxic.name)
+            self._undo.done(entry_id)
+            self._open.pop()

@@ -1,0 +1,120 @@
+"""The servers of a live world, NATS and Toxiproxy, as children of the keeper, and one proxy per node."""
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from chaos.keeper import Keeper, KeeperError
+from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
+from chaos.toxiproxy.launcher import ToxiproxyUnavailable, find_server
+from chaos.undo import ProxyEntry, UndoError, UndoLog
+from chaos.worlds.world import InfrastructureError
+from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable
+
+_START_S = 10.0
+_TRIES_MAX = 3
+_HOST = "127.0.0.1"
+
+
+class Servers:
+    """Started in the constructor's caller's thread; every method blocks for bounded times."""
+
+    def __init__(self, run_id: str, logs: Path, nodes: Sequence[str], broker_port: int) -> None:
+        self._run_id = run_id
+        self._logs = logs
+        self._nodes = nodes
+        self.broker = Broker(logs / "broker", [*nodes], BrokerSettings(), broker_port)
+        self.undo: UndoLog | None = None
+        self.keeper: Keeper | None = None
+        self.toxiproxy: Toxiproxy | None = None
+        self.flavour = ""
+        self.proxies: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
+
+    def start(self, toxiproxy_url: str | None, toxiproxy_port: int) -> None:
+        """Start keeper, broker, Toxiproxy (unless one runs at `toxiproxy_url`) and proxies.
+
+        toxiproxy_port: 0 for a free one. Raises InfrastructureError.
+        """
+        try:
+            self.undo = UndoLog.create(self._run_id)
+            self.keeper = Keeper.start(self.undo.path, self._logs)
+            self.broker.start(self.keeper.spawn, _START_S)
+            if toxiproxy_url is None:
+                self.toxiproxy = self._start_toxiproxy(self.keeper, toxiproxy_port)
+            else:
+                self.toxiproxy = Toxiproxy(toxiproxy_url)
+                self.flavour = f"running at {toxiproxy_url}, version {_version(self.toxiproxy)}"
+            self._make_proxies(self.undo, self.toxiproxy, shared=toxiproxy_url is not None)
+        except (BrokerUnavailable, KeeperError, ToxiproxyError, ToxiproxyUnavailable, UndoError) as error:
+            raise InfrastructureError(str(error)) from error
+
+    def url(self, node: str) -> str:
+        """NATS for a node: its own credentials, through its own proxy."""
+        return self.broker.url(node, self._addresses[node])
+
+    def stop(self) -> list[str]:
+        """Heal what is open, end the servers and the keeper; one line for each thing that could not be undone."""
+        left: list[str] = []
+        if self.keeper is not None:
+            left += [result.text for result in self.keeper.close() if not result.healed]
+        if self.undo is not None:
+            self.undo.close()
+        return left
+
+    def _start_toxiproxy(self, keeper: Keeper, port: int) -> Toxiproxy:
+        binary = find_server()
+        self.flavour = f"toxiproxy-server {binary.version} ({binary.flavour})"
+        for attempt in range(1, _TRIES_MAX + 1):
+            chosen = port or _free_port()
+            if port and not _is_free(port):
+                taken = f"cluster.toxiproxy_port: port {port} on {_HOST} is occupied; 0 takes a free one"
+                raise InfrastructureError(taken)
+            argv = [str(binary.path), "-host", _HOST, "-port", str(chosen)]
+            keeper.spawn("toxiproxy", argv, {"LOG_LEVEL": "error"})
+            api = Toxiproxy(f"http://{_HOST}:{chosen}")
+            ends_s = time.monotonic() + _START_S
+            while time.monotonic() < ends_s and keeper.children().get("toxiproxy", 0) is None:
+                try:
+                    api.version()
+                except ToxiproxyError:
+                    time.sleep(0.05)
+                else:
+                    return api
+            if attempt < _TRIES_MAX:
+                keeper.stop_child("toxiproxy")
+        raise InfrastructureError(f"toxiproxy-server does not start; see {self._logs / 'toxiproxy.log'}")
+
+    def _make_proxies(self, undo: UndoLog, api: Toxiproxy, *, shared: bool) -> None:
+        for node in self._nodes:
+            # On a server that is not ours the name must be nobody else's.
+            name = f"{self._run_id}-{node}" if shared else node
+            if shared:
+                undo.add(ProxyEntry(api_url=api.url, proxy=name))
+            state = api.create_proxy(name, f"{_HOST}:0", self.broker.address)
+            self.proxies[node] = name
+            self._addresses[node] = state.listen
+
+
+def _version(api: Toxiproxy) -> str:
+    text = api.version()
+    return str(json.loads(text).get("version", text)) if text.startswith("{") else text
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,186 @@
+"""A node's link to the bus, on nats-py.
+
+One subscription per node: its inbox and everything below. `<inbox>.in` carries messages, `<inbox>.nr.<n>` the
+broker's word that nobody listens, `<inbox>.echo.<n>` what the node sends to itself to prove its link.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, Send, SendFailed
+from cluster.policy import LinkPolicy
+from cluster.protocol import Message, Subject, decode, encode
+
+_log = logging.getLogger(__name__)
+_AWAITING_MAX = 4_096
+_CLOSE_S = 1.0
+
+
+class LinkUnavailable(Exception):
+    """The first connection could not be made. One line."""
+
+
+class LinkFacts(msgspec.Struct, frozen=True):
+    """The node's view of its link. Message counts are over all its connections; lost: slow-consumer losses."""
+
+    connected: bool
+    cid: int
+    messages_in: int
+    messages_out: int
+    reconnects: int
+    lost: int
+    subscriptions: int
+
+
+class NatsLink:
+    """Connects once, then reconnects without limit. While disconnected nothing is buffered: sends fail at once.
+
+    deliver: told of everything that happens, on the event loop's thread; must not block.
+    """
+
+    def __init__(self, node: str, url: str, policy: LinkPolicy, deliver: Callable[[Event], None]) -> None:
+        self._node = node
+        self._url = url
+        self._policy = policy
+        self._deliver = deliver
+        self._client = Client()
+        self._inbox = Subject.inbox(node)
+        self._numbers = itertools.count(1)
+        self._awaiting: OrderedDict[str, tuple[str, Message]] = OrderedDict()
+        self._echoes: dict[str, asyncio.Future[None]] = {}
+        self._last_error = ""
+        self._lost = 0
+        self._closing = False
+
+    async def open(self, limit_s: float) -> None:
+        """Connect, subscribe, flush; LinkUp follows. Raises LinkUnavailable within `limit_s`."""
+        policy = self._policy
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._client.connect(
+                    self._url,
+                    name=self._node,
+                    inbox_prefix=self._inbox,
+                    ping_interval=policy.ping_s,
+                    max_outstanding_pings=policy.pings_outstanding_max,
+                    connect_timeout=policy.connect_s,
+                    reconnect_time_wait=policy.reconnect_s,
+                    max_reconnect_attempts=-1,
+                    # No buffer: what is sent after a reconnect would be stale, and nobody could tell.
+                    pending_size=-1,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                )
+                await self._client.subscribe(
+                    f"{self._inbox}.>", cb=self._on_message, pending_msgs_limit=policy.pending_messages_max
+                )
+                await self._client.flush(max(1, int(limit_s)))
+        except (TimeoutError, OSError, NatsError) as error:
+            reason = self._last_error or str(error) or type(error).__name__
+            await self.close()
+            raise LinkUnavailable(f"{self._node}: no connection to NATS within {limit_s:g} s: {reason}") from error
+        self._deliver(LinkUp())
+
+    async def send(self, send: Send) -> None:
+        """Publish; what cannot be sent comes back as SendFailed."""
+        reply = ""
+        if send.needs_responder:
+            reply = f"{self._inbox}.nr.{next(self._numbers)}"
+            self._awaiting[reply] = (send.to, send.message)
+            if len(self._awaiting) > _AWAITING_MAX:
+                self._awaiting.popitem(last=False)
+        try:
+            await self._client.publish(Subject.of(send.to), encode(send.message), reply)
+        except NatsError as error:
+            _log.debug("%s: not sent: %s", self._node, error)
+            self._awaiting.pop(reply, None)
+            self._deliver(SendFailed(send.to, send.message))
+
+    async def echo(self, limit_s: float) -> bool:
+        """Whether a message to ourselves comes back over the present connection within `limit_s`."""
+        if not self._client.is_connected:
+            return False
+        subject = f"{self._inbox}.echo.{next(self._numbers)}"
+        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._echoes[subject] = arrived
+        try:
+            await self._client.publish(subject)
+            await asyncio.wait_for(arrived, limit_s)
+        except (TimeoutError, NatsError):
+            return False
+        finally:
+            del self._echoes[subject]
+        return True
+
+    def facts(self) -> LinkFacts:
+        """The link's counters."""
+        client = self._client
+        return LinkFacts(
+            connected=client.is_connected,
+            cid=int(client.client_id or 0) if client.is_connected else 0,
+            messages_in=client.stats["in_msgs"],
+            messages_out=client.stats["out_msgs"],
+            reconnects=client.stats["reconnects"],
+            lost=self._lost,
+            subscriptions=len(client._subs),
+        )
+
+    async def close(self) -> None:
+        """Leave the bus. Never raises, never waits for a dead link."""
+        self._closing = True
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._client.close()
+        except (TimeoutError, OSError, NatsError) as error:
+            _log.debug("%s: closing: %s", self._node, error)
+
+    async def _on_message(self, msg: Msg) -> None:
+        subject = msg.subject
+        echo = self._echoes.get(subject)
+        if echo is not None:
+            if not echo.done():
+                echo.set_result(None)
+            return
+        if subject.startswith(f"{self._inbox}.nr."):
+            waiting = self._awaiting.pop(subject, None)
+            if waiting is not None and msg.headers is not None and msg.headers.get("Status") == "503":
+                self._deliver(NoResponders(*waiting))
+            return
+        try:
+            message = decode(msg.data)
+        except msgspec.DecodeError as error:
+            _log.warning("%s: dropped a message that is not of our protocol: %s", self._node, error)
+            return
+        self._deliver(Received(message))
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = str(error) or type(error).__name__
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self._lost += 1
+            if self._lost % 1_000 != 1:
+                return
+        _log.info("%s: nats: %s", self._node, self._last_error)
+
+    async def _on_disconnected(self) -> None:
+        self._awaiting.clear()
+        if not self._closing:
+            self._deliver(LinkDown(self._last_error or "connection lost"))
+
+    async def _on_reconnected(self) -> None:
+        try:
+            await self._client.flush(max(1, int(self._policy.connect_s)))
+        except (TimeoutError, OSError, NatsError) as error:
+            # The new connection is as silent as the old one; its pings will say so.
+            _log.info("%s: reconnected, but not flushed: %s", self._node, error)
+            return
+        self._deliver(LinkUp())

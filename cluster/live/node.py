@@ -1,0 +1,269 @@
+"""The live shell: drives any node on asyncio, with NATS as its link, real time as its clock, a file for its rows."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import psutil
+
+from analysis.recorder import MetricsCollector, RecorderError
+from analysis.schema import EventRow, NodeRow
+from cluster.caller import Observer, Source
+from cluster.live.nats import NatsLink
+from cluster.node import (
+    Ask,
+    Command,
+    Deliver,
+    Event,
+    Insert,
+    Load,
+    Node,
+    Record,
+    Remove,
+    Send,
+    Unload,
+    Wake,
+)
+from cluster.policy import LinkPolicy
+from cluster.protocol import Token
+
+_log = logging.getLogger(__name__)
+SAMPLE_S = 0.5
+EVENTS_MAX = 100_000
+
+
+class Engine(Protocol):
+    """What a worker computes with; cluster.engine.mlx has the real one. Methods return at once."""
+
+    def load(self, model: str) -> None:
+        """Load a model; an event follows."""
+
+    def unload(self, model: str) -> None:
+        """Drop a model."""
+
+    def insert(self, sequence: int, model: str, tokens: tuple[Token, ...], max_tokens: int) -> None:
+        """Start a sequence at the next step boundary."""
+
+    def remove(self, sequence: int) -> None:
+        """Drop a sequence at the next step boundary."""
+
+    def memory(self) -> dict[str, int]:
+        """active_bytes, peak_bytes."""
+
+    def close(self, timeout_s: float) -> bool:
+        """End the engine's thread."""
+
+
+class Overrun(Exception):
+    """More events wait for the node than may: it does not keep up."""
+
+
+class LiveNode:
+    """Feeds events to the node one at a time, in order, and carries out its commands in order.
+
+    ended: for clients, told of the end of each request (on the loop's thread).
+    """
+
+    def __init__(self, node: Node, url: str, policy: LinkPolicy, collector: MetricsCollector) -> None:
+        self.node = node
+        self.link = NatsLink(node.name, url, policy, self.feed)
+        self.engine: Engine | None = None
+        self.delivered: Callable[[Deliver], None] | None = None
+        self.failure: BaseException | None = None
+        self._collector = collector
+        self._events: asyncio.Queue[Event] = asyncio.Queue(EVENTS_MAX)
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.TimerHandle | None = None
+        self._wake_s: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop_lag_s = 0.0
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+
+    async def start(self, limit_s: float) -> None:
+        """Begin to drive the node, then open its link. Raises cluster.live.nats.LinkUnavailable."""
+        self.record(EventRow(time.monotonic(), "node_started", self.node.name))
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._sample())]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+        self._arrange_wake()
+        await self.link.open(limit_s)
+
+    async def stop(self) -> None:
+        """End everything that was started; the rows are on disk afterwards."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._wake is not None:
+            self._wake.cancel()
+        await self.link.close()
+        if self.engine is not None:
+            await asyncio.to_thread(self.engine.close, 2.0)
+        self.record(EventRow(time.monotonic(), "node_stopped", self.node.name))
+        self._collector.close()
+
+    def feed(self, event: Event) -> None:
+        """Queue an event. On the loop's thread only."""
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            raise Overrun(f"{self.node.name}: {EVENTS_MAX} events wait") from None
+
+    def feed_from_thread(self, event: Event) -> None:
+        """Queue an event from any thread."""
+        self._loop.call_soon_threadsafe(self.feed, event)
+
+    def record(self, row: EventRow) -> None:
+        """Append a row of the shell's own."""
+        self._collector.append(row, time.monotonic())
+
+    async def _run(self) -> None:
+        while True:
+            event = await self._events.get()
+            now = time.monotonic()
+            await self._carry_out(self.node.handle(event, now), now)
+            self._arrange_wake()
+
+    async def _carry_out(self, commands: Sequence[Command], now: float) -> None:
+        for command in commands:
+            match command:
+                case Send():
+                    await self.link.send(command)
+                case Record(row):
+                    self._collector.append(row, now)
+                case Deliver():
+                    if self.delivered is not None:
+                        self.delivered(command)
+                case _:
+                    self._command_engine(command)
+
+    def _command_engine(self, command: Command) -> None:
+        assert self.engine is not None, f"{self.node.name} has no engine for {command}"
+        match command:
+            case Insert(sequence, model, tokens, max_tokens):
+                self.engine.insert(sequence, model, tokens, max_tokens)
+            case Remove(sequence):
+                self.engine.remove(sequence)
+            case Load(model):
+                self.engine.load(model)
+            case Unload(model):
+                self.engine.unload(model)
+
+    def _arrange_wake(self) -> None:
+        wake_s = self.node.next_wake()
+        if wake_s == self._wake_s:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake_s = wake_s
+        # The loop's clock is time.monotonic, the node's clock.
+        self._wake = self._loop.call_at(wake_s, self._woken) if wake_s is not None else None
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._wake_s = None
+        self.feed(Wake())
+
+    async def _sample(self) -> None:
+        while True:
+            planned_s = self._loop.time() + SAMPLE_S
+            await asyncio.sleep(SAMPLE_S)
+            self._loop_lag_s = self._loop.time() - planned_s
+            self._collector.append(self._row(), time.monotonic())
+            self._collector.flush()
+
+    def _row(self) -> NodeRow:
+        gauges, facts = self.node.gauges(), self.link.facts()
+        memory = self.engine.memory() if self.engine is not None else {}
+        return NodeRow(
+            time_s=time.monotonic(),
+            role=gauges.role,
+            queue_depth=gauges.queue_depth,
+            queue_max=gauges.queue_max,
+            active=gauges.active,
+            active_max=gauges.active_max,
+            open_requests=gauges.open_requests,
+            open_requests_max=gauges.open_requests_max,
+            kv_bytes=gauges.kv_bytes,
+            kv_bytes_max=gauges.kv_bytes_max,
+            workers_ready=gauges.workers_ready,
+            breakers_open=gauges.breakers_open,
+            tokens_made=gauges.tokens_made,
+            link_up=facts.connected,
+            messages_in=facts.messages_in,
+            messages_out=facts.messages_out,
+            subscriptions=facts.subscriptions,
+            loop_lag_s=self._loop_lag_s,
+            cpu_share=self._process.cpu_percent() / 100,
+            resident_bytes=self._process.memory_info().rss,
+            mlx_active_bytes=memory.get("active_bytes"),
+            mlx_peak_bytes=memory.get("peak_bytes"),
+            gpu_busy_reason="no counter that a process may read without privileges",
+        )
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A shell that cannot go on must not look alive: the first failure is kept for whoever asks."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self.failure is None:
+            self.failure = error
+            if not isinstance(error, RecorderError):
+                _log.error("%s: the shell ended", self.node.name, exc_info=error)
+
+
+class LoadDriver:
+    """Asks a client node what a load asks, at the right times, and tells an observer."""
+
+    def __init__(self, shell: LiveNode) -> None:
+        self._shell = shell
+        self._loop = asyncio.get_running_loop()
+        self._source: Source | None = None
+        self._observer: Observer | None = None
+        self._asks: dict[str, Ask] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        shell.delivered = self._delivered
+
+    def drive(self, source: Source, observer: Observer) -> None:
+        """From now on ask what `source` asks."""
+        self._source, self._observer = source, observer
+        self._arrange()
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self._source = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be asked."""
+        return self._source is None or self._source.finished
+
+    def _arrange(self) -> None:
+        source_s = self._source.next_time() if self._source is not None else None
+        if source_s is not None:
+            self._timer = self._loop.call_at(source_s, self._due)
+
+    def _due(self) -> None:
+        if self._source is not None:
+            self._ask(self._source.due(time.monotonic()))
+            self._arrange()
+
+    def _ask(self, asks: list[Ask]) -> None:
+        assert self._observer is not None
+        for ask in asks:
+            self._asks[ask.request_id] = ask
+            self._observer.asked(ask)
+            self._shell.feed(ask)
+
+    def _delivered(self, delivery: Deliver) -> None:
+        if delivery.finish is None and delivery.code is None:
+            return
+        ask = self._asks.pop(delivery.request_id)
+        if self._source is not None and self._observer is not None:
+            now = time.monotonic()
+            self._observer.ended(ask, delivery, now)
+            self._ask(self._source.ended(delivery.request_id, now))

@@ -1,0 +1,46 @@
+"""The Ray actor that offers a load: a client node, and the source that tells it what to ask."""
+
+from collections.abc import Sequence
+
+from cluster.live.actors import NodeActor
+from cluster.live.host import NodeSpec
+from cluster.protocol import Token
+from workloads.capacity import Completion
+from workloads.load import ClosedLoop, OpenLoop
+from workloads.schedule import ScheduledRequest
+from workloads.watch import LoadWatch, ProbeWatch, Standing
+
+
+class GeneratorActor(NodeActor):
+    """Hosts a client and the load that it offers. Times are on this host's monotonic clock, seconds."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        super().__init__(spec)
+        self._watch = LoadWatch()
+        self._completions: list[Completion] = []
+
+    async def open_loop(self, schedule: Sequence[ScheduledRequest], start_s: float) -> None:
+        """Execute a schedule whose zero is `start_s`."""
+        spec = self.host.spec
+        self._watch = LoadWatch()
+        self.host.drive(OpenLoop(schedule, start_s, spec.model, spec.policy.client.deadline_s), self._watch)
+
+    async def closed_loop(
+        self, prompts: Sequence[tuple[tuple[Token, ...], int]], in_flight: int, start_s: float, stop_s: float
+    ) -> None:
+        """Keep requests in flight until `stop_s`."""
+        spec = self.host.spec
+        prefix = f"probe-{spec.name}-"
+        timeout_s = spec.policy.client.deadline_s
+        load = ClosedLoop(prompts, in_flight, start_s, stop_s, spec.model, timeout_s, prefix)
+        self._completions = []
+        self.host.drive(load, ProbeWatch(self._completions, start_s))
+
+    async def completions(self) -> list[Completion]:
+        """What the closed loop has completed."""
+        return self._completions
+
+    async def standing(self, now: float) -> tuple[Standing, bool]:
+        """The load's standing, and whether the client is idle."""
+        idle = self.host.idle()
+        return self._watch.standing(now, idle), idle
