@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.facts import FaultWindow, QuietSpan, fault_windows, offered, quiet_spans
 from analysis.history import History
 from analysis.statistics import percentile
-from analysis.timeline import breakers, membership, states_at
+from analysis.timeline import breakers, membership
 
 FAILING_SHARE_MAX = 0.01
 WINDOW_S = 2.0
@@ -22,6 +22,7 @@ STEADY_RULE = (
 )
 _ABOUT_SUBJECT = ("worker_suspected", "worker_dead", "breaker_opened", "contact_lost", "link_down", "engine_died")
 _ABOUT_WRITER = ("link_down", "engine_died")
+_DISTRUST = ("worker_suspected", "worker_dead", "breaker_opened")
 
 
 class FaultTimes(msgspec.Struct, frozen=True):
@@ -29,7 +30,8 @@ class FaultTimes(msgspec.Struct, frozen=True):
 
     detection_s: from injection to the first sign that anyone had of it; noticed_by and noticed_how: who, and by what
     kind of event (`attempt_failed`: a controller's attempt on a target). mitigation_s: from injection to the last
-    dispatch that was wasted on a target, 0 without one. return_to_steady_s: from the heal (of the last fault that was
+    dispatch that was wasted on a target before the controller first suspected it or opened its breaker, 0 without one
+    (until the heal if it never did). return_to_steady_s: from the heal (of the last fault that was
     on with this one), by STEADY_RULE. followed: the next fault came before the run's end.
     """
 
@@ -57,7 +59,7 @@ class FaultTimes(msgspec.Struct, frozen=True):
             if self.return_to_steady_s is None
             else f"the steady state was back {self.return_to_steady_s:.2f} s after the heal"
         )
-        return f"{self.name}: {noticed}; the last wasted dispatch was {self.mitigation_s:.2f} s after it; {steady}"
+        return f"{self.name}: {noticed}; work went to its targets for {self.mitigation_s:.2f} s; {steady}"
 
 
 def fault_times(history: History) -> list[FaultTimes]:
@@ -107,21 +109,20 @@ def _first_notice(history: History, fault: FaultWindow) -> tuple[float, str, str
 
 
 def _mitigation(history: History, fault: FaultWindow) -> float:
-    attempts = history.attempts
+    events, attempts = history.events, history.attempts
+    distrusted = events[events["kind"].isin(_DISTRUST) & (events["time_s"] >= fault.injected_s)]
+    # A link that flaps earns trust and loses it again, and a half-open breaker sends its probe: what it costs to notice
+    # a return is not what it cost to react.
+    until_s = distrusted.groupby("subject")["time_s"].min()
     wasted = attempts[
         (attempts["side"] == "controller")
         & attempts["worker"].isin(fault.targets)
         & (attempts["begun_s"] >= fault.injected_s)
         & (attempts["begun_s"] < fault.healed_s)
+        & (attempts["begun_s"] <= attempts["worker"].map(until_s).fillna(math.inf))
         & (attempts["outcome"] != "completed")
     ]
-    changes = breakers(history.events)
-    last_s = fault.injected_s
-    for begun_s, worker in zip(wasted["begun_s"], wasted["worker"], strict=True):
-        # A breaker that is not closed lets only its probe pass, which is the price of noticing the return.
-        if states_at(changes, begun_s).get(worker, "closed") == "closed":
-            last_s = max(last_s, begun_s)
-    return float(last_s - fault.injected_s)
+    return 0.0 if wasted.empty else float(wasted["begun_s"].max() - fault.injected_s)
 
 
 def _return_to_steady(history: History, span: QuietSpan) -> float | None:

@@ -40,4 +40,5 @@ def judged(number: int, name: str, found: list[Violation], held: str) -> Invaria
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as dictionaries, by column name."""
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    columns = [rows[name].tolist() for name in rows.columns] if len(rows) else []
+    return [dict(zip(map(str, rows.columns), values, strict=True)) for values in zip(*columns, strict=True)]

@@ -179,6 +179,14 @@ def test_a_load_that_came_late_makes_the_run_invalid() -> None:
     assert "the generators were too slow" in verdict.reasons[0]
 
 
+def test_requests_held_back_for_want_of_a_controller_are_no_lag_of_ours() -> None:
+    run = clean_run(target="controller")
+    for row in run.find("requests"):
+        if 10 < row.intended_s < 13:
+            run.change(row, sent_s=row.intended_s + 2)
+    assert criterion(verdict_of(run), "dispatch lag (self-check)").verdict is Outcome.PASS
+
+
 def test_corrupt_answers_come_before_missed_expectations() -> None:
     run = fresh()
     executed_twice(run)

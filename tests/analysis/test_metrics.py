@@ -151,16 +151,15 @@ def test_any_lost_link_tells_of_the_broker() -> None:
     assert fault_times(run.history())[0].detection_s == pytest.approx(0.2)
 
 
-def test_a_probe_of_a_half_open_breaker_is_not_wasted() -> None:
+def test_mitigation_ends_with_the_first_distrust() -> None:
     run = fresh()
     before = fault_times(run.history())[0].mitigation_s
     row = run.find("attempts", side="controller", worker="worker-0", outcome="failed")[-1]
-    run.event("controller", 12.0, "breaker_half_open", "worker-0")
     run.add("controller", msgspec.structs.replace(row, begun_s=12.0, ended_s=13.0, attempt=7))
     assert fault_times(run.history())[0].mitigation_s == before
-    run.event("controller", 12.5, "breaker_closed", "worker-0")
-    run.add("controller", msgspec.structs.replace(row, begun_s=12.6, ended_s=13.0, attempt=8))
-    assert fault_times(run.history())[0].mitigation_s == pytest.approx(12.6 - INJECTED_S)
+    for kind in ("breaker_opened", "worker_suspected", "worker_dead"):
+        run.drop(run.find("events", kind=kind, subject="worker-0")[0])
+    assert fault_times(run.history())[0].mitigation_s == pytest.approx(12.0 - INJECTED_S)
 
 
 def test_failures_put_the_return_off() -> None:
