@@ -3,15 +3,18 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import yaml
 
+from analysis.history import UnreadableError
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
 from chaos.director import Director
@@ -20,13 +23,14 @@ from chaos.progress import Progress
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
-from chaos.worlds.world import InfrastructureError, World
+from chaos.worlds.world import HandleError, InfrastructureError, World
 from workloads.capacity import CapacityUnknown, InfeasibleRate
 from workloads.schedule import unique_prompts
 
 EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
+INTERRUPTED = "interrupted"
 WORLDS = ("live", "simulated")
 
 
@@ -60,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), EXIT_USAGE)
     except RecorderError as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
+    except KeyboardInterrupt:
+        # While nothing had been started yet: from then on the world takes the signal, heals and reports.
+        return _complain("interrupted", EXIT_INTERRUPTED)
 
 
 def run(experiment: Experiment, world: str, seed: int, out: Path, address: str | None = None) -> int:
@@ -69,16 +76,20 @@ def run(experiment: Experiment, world: str, seed: int, out: Path, address: str |
         progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
         try:
             ended_by = _execute(experiment, world, seed, results, progress, address)
-        except (InfrastructureError, CapacityUnknown, RecorderError) as error:
+        except (InfrastructureError, HandleError, CapacityUnknown, RecorderError) as error:
             return _complain(str(error), EXIT_INFRASTRUCTURE)
         except InfeasibleRate as error:
             return _complain(str(error), EXIT_USAGE)
         except Exception:
             path = results.write_error(traceback.format_exc())
             return _complain(f"an error of ours, please report it: see {path}", EXIT_INFRASTRUCTURE)
-    verdict = results.judge(_environment(results))
-    _print_verdict(verdict, results.path)
-    return EXIT_INTERRUPTED if ended_by == "interrupted" else EXIT_CODES[verdict.verdict]
+    with _deferred_signals() as asked:
+        try:
+            verdict = results.judge(_environment(results))
+        except (OSError, UnreadableError) as error:
+            return _complain(f"{results.path}: the run has no report: {error}", EXIT_INFRASTRUCTURE)
+        _print_verdict(verdict, results.path)
+    return EXIT_INTERRUPTED if asked or ended_by == INTERRUPTED else EXIT_CODES[verdict.verdict]
 
 
 def _execute(
@@ -88,12 +99,18 @@ def _execute(
     if kind == "simulated":
         simulated = SimulatedWorld(experiment, seed, results.raw)
         session = _Session(simulated, Director(simulated, experiment, seed, progress), results, progress)
-        simulated.run(session.whole())
+        try:
+            simulated.run(session.whole())
+        except KeyboardInterrupt:
+            # It came in the middle of some node's turn, so the session was not told.
+            session.ended_by = INTERRUPTED
+            simulated.run(session.finish())
     else:
         from chaos.worlds.live import LiveWorld
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
-        session = _Session(live, Director(live, experiment, seed, progress), results, progress)
+        director = Director(live, experiment, seed, progress)
+        session = _Session(live, director, results, progress, lambda: live.interrupted)
         asyncio.run(live.guarded(session.whole()))
     return session.ended_by
 
@@ -107,39 +124,60 @@ class _Session:
         director: Director,
         results: ResultsDirectory,
         progress: Progress,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells."""
         self._world = world
         self._director = director
         self._results = results
         self._progress = progress
+        self._interrupted = interrupted
         self.ended_by = "the last phase"
 
     async def whole(self) -> None:
         """Conduct, stop, and write what is known, in every case; then raise what went wrong."""
-        world, director, results = self._world, self._director, self._results
         try:
-            await director.conduct()
+            await self._director.conduct()
         except (KeyboardInterrupt, asyncio.CancelledError):
-            self.ended_by = "interrupted"
+            self.ended_by = INTERRUPTED
         except BaseException as error:
             self.ended_by = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._progress.phase("stop")
-            await world.stop()
-            results.write_plan(director.schedule)
-            notes = results.merge(world.origin_s)
-            results.write_environment(world.environment())
-            if director.complete:
-                self._progress.phase("reference completions")
-                references = await world.references(unique_prompts(director.schedule))
-                if references is not None:
-                    results.write_references(references)
-            if director.rate is not None:
-                notes.append(f"offered {director.rate.statement}")
-            results.write_info(
-                world.invariants, world.exact_tokens, complete=director.complete, ended_by=self.ended_by, notes=notes
-            )
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Stop, and write what is known."""
+        world, director, results = self._world, self._director, self._results
+        self._progress.phase("stop")
+        await world.stop()
+        results.write_plan(director.schedule)
+        notes = results.merge(world.origin_s)
+        results.write_environment(world.environment())
+        if director.complete and not self._interrupted():
+            self._progress.phase("reference completions")
+            references = await world.references(unique_prompts(director.schedule))
+            if references is not None:
+                results.write_references(references)
+        if director.rate is not None:
+            notes.append(f"offered {director.rate.statement}")
+        complete = director.complete
+        if self._interrupted():
+            complete, self.ended_by = False, INTERRUPTED
+        results.write_info(world.invariants, world.exact_tokens, complete=complete, ended_by=self.ended_by, notes=notes)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Finish what takes seconds although somebody asks for the end; yields the signals that came meanwhile."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print_verdict(verdict: Verdict, path: Path) -> None:

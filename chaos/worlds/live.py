@@ -62,7 +62,9 @@ class LiveWorld:
         self._raw = raw.resolve()
         self._address = address
         self._nodes = node_names(experiment)
-        self._servers = Servers(run_id, logs.resolve(), self._nodes, experiment.cluster.broker_port)
+        self._servers = Servers(
+            run_id, logs.resolve(), self._nodes, experiment.policy.link, experiment.cluster.broker_port
+        )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
         self._actors: dict[str, Any] = {}
         self._agent: Any = None
@@ -70,22 +72,26 @@ class LiveWorld:
         self._blas: Blas = find_blas()
         self._blockers: list[asyncio.Future[Any]] = []
         self._recorded: set[int] = set()
+        self._stopping = False
         self.exact_tokens = True
         self.origin_s = 0.0
+        self.interrupted = False
 
     async def guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run the coroutine; the first Ctrl-C, SIGTERM or SIGHUP cancels it, and those that follow change nothing."""
+        """Run the coroutine; the first Ctrl-C, SIGTERM or SIGHUP cancels it, and those that follow change nothing.
+
+        Once `stop` has begun nothing is cancelled any more, or things would be left running; see `interrupted`.
+        """
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(coroutine)
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        asked = False
 
         def interrupt() -> None:
-            nonlocal asked
-            if not asked:
-                asked = True
+            if not self.interrupted:
+                self.interrupted = True
                 print("\ninterrupted: healing and writing what there is, please wait", file=sys.stderr)
-                task.cancel()
+                if not self._stopping:
+                    task.cancel()
 
         for number in signals:
             loop.add_signal_handler(number, interrupt)
@@ -119,6 +125,8 @@ class LiveWorld:
             self.exact_tokens = await self._in_thread(is_exact, cluster.model)
         except ModelUnavailable as error:
             raise InfrastructureError(str(error)) from error
+        # Whatever makes a start impossible is better said before Ray has been started for nothing.
+        await self._in_thread(self._servers.check, cluster.toxiproxy_url, cluster.toxiproxy_port)
         await asyncio.gather(
             self._in_thread(self._servers.start, cluster.toxiproxy_url, cluster.toxiproxy_port),
             self._in_thread(self._start_ray),
@@ -233,6 +241,7 @@ class LiveWorld:
 
     async def stop(self) -> None:
         """See World."""
+        self._stopping = True
         # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
         await asyncio.gather(*self._blockers, return_exceptions=True)
         actors = [*self._actors.values(), *([self._agent] if self._agent is not None else [])]

@@ -11,7 +11,7 @@ from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from chaos.toxiproxy.launcher import ToxiproxyUnavailable, find_server
 from chaos.undo import ProxyEntry, UndoError, UndoLog
 from chaos.worlds.world import InfrastructureError
-from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable
+from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable, server_path
 
 _START_S = 10.0
 _TRIES_MAX = 3
@@ -21,17 +21,32 @@ _HOST = "127.0.0.1"
 class Servers:
     """Started in the constructor's caller's thread; every method blocks for bounded times."""
 
-    def __init__(self, run_id: str, logs: Path, nodes: Sequence[str], broker_port: int) -> None:
+    def __init__(self, run_id: str, logs: Path, nodes: Sequence[str], link: LinkPolicy, broker_port: int) -> None:
         self._run_id = run_id
+        self._broker_port = broker_port
         self._logs = logs
         self._nodes = nodes
-        self.broker = Broker(logs / "broker", [*nodes], BrokerSettings(), broker_port)
+        settings = BrokerSettings(ping_interval_s=link.broker_ping_s, ping_max=link.broker_pings_outstanding_max)
+        self.broker = Broker(logs / "broker", nodes, settings, broker_port)
         self.undo: UndoLog | None = None
         self.keeper: Keeper | None = None
         self.toxiproxy: Toxiproxy | None = None
         self.flavour = ""
         self.proxies: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
+
+    def check(self, toxiproxy_url: str | None, toxiproxy_port: int) -> None:
+        """Whether the servers can be had and their ports are free. Raises InfrastructureError. Starts nothing."""
+        _demand_free("cluster.broker_port", self._broker_port)
+        try:
+            server_path()
+            if toxiproxy_url is not None:
+                Toxiproxy(toxiproxy_url).version()
+                return
+            _demand_free("cluster.toxiproxy_port", toxiproxy_port)
+            find_server()
+        except (BrokerUnavailable, ToxiproxyError, ToxiproxyUnavailable) as error:
+            raise InfrastructureError(str(error)) from error
 
     def start(self, toxiproxy_url: str | None, toxiproxy_port: int) -> None:
         """Start keeper, broker, Toxiproxy (unless one runs at `toxiproxy_url`) and proxies.
@@ -69,9 +84,7 @@ class Servers:
         self.flavour = f"toxiproxy-server {binary.version} ({binary.flavour})"
         for attempt in range(1, _TRIES_MAX + 1):
             chosen = port or _free_port()
-            if port and not _is_free(port):
-                taken = f"cluster.toxiproxy_port: port {port} on {_HOST} is occupied; 0 takes a free one"
-                raise InfrastructureError(taken)
+            _demand_free("cluster.toxiproxy_port", port)
             argv = [str(binary.path), "-host", _HOST, "-port", str(chosen)]
             keeper.spawn("toxiproxy", argv, {"LOG_LEVEL": "error"})
             api = Toxiproxy(f"http://{_HOST}:{chosen}")
@@ -108,6 +121,11 @@ def _free_port() -> int:
         probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _demand_free(field: str, port: int) -> None:
+    if port and not _is_free(port):
+        raise InfrastructureError(f"{field}: port {port} on {_HOST} is occupied; 0 takes a free one")
 
 
 def _is_free(port: int) -> bool:
