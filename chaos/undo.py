@@ -240,7 +240,8 @@ def heal_all(entries: Iterable[Entry]) -> list[HealResult]:
     """Undo everything, going on after an error. Results come in the order of the work.
 
     Processes go first and together (`TERM_S` for all of them), then everything else: newest first on each proxy,
-    different proxies side by side, because a proxy can keep its caller waiting for seconds.
+    different proxies side by side, because a proxy can keep its caller waiting for seconds. A proxy of ours is
+    deleted before anything else on it: its toxics go with it, without flushing what they hold for dead clients.
     """
     newest_first = list(entries)[::-1]
     results = _end_processes([entry for entry in newest_first if isinstance(entry, ProcessEntry)])
@@ -248,6 +249,8 @@ def heal_all(entries: Iterable[Entry]) -> list[HealResult]:
     for entry in newest_first:
         if not isinstance(entry, ProcessEntry):
             proxies.setdefault((entry.api_url, entry.proxy), []).append(entry)
+    for group in proxies.values():
+        group.sort(key=lambda entry: not isinstance(entry, ProxyEntry))
     if proxies:
         with ThreadPoolExecutor(min(_PROXIES_AT_ONCE, len(proxies)), thread_name_prefix="heal") as pool:
             for part in pool.map(lambda group: [_heal_on_proxy(entry) for entry in group], proxies.values()):

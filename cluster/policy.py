@@ -14,10 +14,15 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class LinkPolicy(_Section, frozen=True):
-    """The bus connection of every node. A silent link is noticed after about `ping_s * (pings_outstanding_max + 1)`."""
+    """The bus connection of every node. A silent link is noticed after about `ping_s * (pings_outstanding_max + 1)`.
+
+    The broker does the same with `broker_ping_s` and `broker_pings_outstanding_max`.
+    """
 
     ping_s: Seconds = 1.0
     pings_outstanding_max: Count = 2
+    broker_ping_s: Seconds = 2.0
+    broker_pings_outstanding_max: Count = 2
     reconnect_s: Seconds = 0.25
     connect_s: Seconds = 1.0
     pending_messages_max: Count = 65_536

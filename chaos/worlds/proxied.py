@@ -29,7 +29,8 @@ def toxics(cut: Cut) -> tuple[Toxic, ...]:
             return tuple(Toxic(f"stall_{name}", "latency", way, {"latency": _FOREVER_MS}) for name, way in both)
         case Cut.BLACK_HOLE:
             holes = tuple(Toxic(f"hole_{name}", "timeout", way, {"timeout": 0}) for name, way in both)
-            return (*(Toxic(f"close_{name}", "slow_close", way, {"delay": _FOREVER_MS}) for name, way in both), *holes)
+            # The holes go first when it is undone, while the closes are still held.
+            return (*holes, *(Toxic(f"close_{name}", "slow_close", way, {"delay": _FOREVER_MS}) for name, way in both))
         case Cut.UPSTREAM | Cut.DOWNSTREAM:
             way: Any = cut.value
             return (Toxic(f"hole_{cut.value}", "timeout", way, {"timeout": 0}),)
@@ -47,16 +48,21 @@ class ProxiedLink:
         self._node = node
         self._ask = ask
         self._lock = asyncio.Lock()
+        self._stalled_cid: int | None = None
         self._open: list[tuple[str, Toxic | None]] = []
 
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """See Link. When the undo log cannot be written, nothing is changed."""
         # Shielded: a cancelled caller must not leave a change half made while it goes on to heal.
+        if cut is Cut.STALL:
+            self._stalled_cid = (await self._ask())[0].cid
         await asyncio.shield(self._locked(lambda: self._cut(cut, time.time() + ttl_s)))
 
     async def restore(self) -> None:
-        """See Link."""
-        await asyncio.shield(self._locked(self._restore))
+        """See Link. Bytes that a stall holds are delivered to every end that is still on the stalled connection."""
+        gone = await self._gone_ends()
+        self._stalled_cid = None
+        await asyncio.shield(self._locked(lambda: self._restore(gone)))
 
     async def inspect(self, cid: int | None = None) -> LinkState:
         """See Link."""
@@ -92,7 +98,7 @@ class ProxiedLink:
             self._open.append((self._undo.add(entry), None))
             self.switch(False)
             if cut is Cut.RESET:
-                self._restore()
+                self._restore(frozenset())
             return
         for toxic in toxics(cut):
             undo = ToxicEntry(api_url=api.url, proxy=proxy, toxic=toxic.name, expires_unix_s=expires_unix_s)
@@ -107,12 +113,25 @@ class ProxiedLink:
         """Put a toxic in force."""
         self._api.add_toxic(self._proxy, toxic)
 
-    def _restore(self) -> None:
+    async def _gone_ends(self) -> frozenset[str]:
+        """Directions of a stall whose receiving end has given the connection up: nobody is left to deliver to."""
+        if self._stalled_cid is None:
+            return frozenset()
+        try:
+            state = await self.inspect(self._stalled_cid)
+        except HandleError:
+            return frozenset(("upstream", "downstream"))
+        ends = {"upstream": state.broker_in is None, "downstream": state.cid != self._stalled_cid}
+        return frozenset(way for way, gone in ends.items() if gone)
+
+    def _restore(self, gone: frozenset[str]) -> None:
         while self._open:
-            entry_id, toxic = self._open[-1]
+            entry_id, toxic = self._open[0]
             if toxic is None:
                 self.switch(True)
-            else:
+            elif toxic.stream not in gone:
                 self._api.remove_toxic(self._proxy, toxic.name)
+            else:
+                self._api.replace_proxy(self._proxy, (toxic.name,))
             self._undo.done(entry_id)
-            self._open.pop()
+            self._open.pop(0)

@@ -12,6 +12,7 @@ from chaos.toxiproxy.launcher import ToxiproxyUnavailable, find_server
 from chaos.undo import ProxyEntry, UndoError, UndoLog
 from chaos.worlds.world import InfrastructureError
 from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable, server_path
+from cluster.policy import LinkPolicy
 
 _START_S = 10.0
 _TRIES_MAX = 3

@@ -42,12 +42,10 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One-way travel between a node and the broker, and the broker's own pings. Seconds."""
+    """One-way travel between a node and the broker: `latency_s` plus up to `jitter_s`. Seconds."""
 
     latency_s: float = 0.0003
     jitter_s: float = 0.0002
-    broker_ping_s: float = 2.0
-    broker_pings_outstanding_max: int = 2
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -201,13 +199,13 @@ class Link:
 
     def _watch(self, connection: _Connection) -> None:
         """Both ends ping; each gives up when too many pings stay unanswered."""
-        policy, costs = self._network.policy, self._network.costs
+        policy = self._network.policy
         epoch = self._epoch
         self._at_ping(connection, policy.ping_s, policy.pings_outstanding_max, lambda: self._node_gives_up(epoch))
         self._at_ping(
             connection,
-            costs.broker_ping_s,
-            costs.broker_pings_outstanding_max,
+            policy.broker_ping_s,
+            policy.broker_pings_outstanding_max,
             lambda: self._broker_gives_up(connection, epoch),
         )
 
