@@ -101,10 +101,12 @@ def _execute(
         session = _Session(simulated, Director(simulated, experiment, seed, progress), results, progress)
         try:
             simulated.run(session.whole())
-        except KeyboardInterrupt:
-            # It came in the middle of some node's turn, so the session was not told.
-            session.ended_by = INTERRUPTED
+        except BaseException as error:
+            # When it came from some node's turn, the session sleeps and was not told.
+            session.told(error)
             simulated.run(session.finish())
+            if session.ended_by != INTERRUPTED:
+                raise
     else:
         from chaos.worlds.live import LiveWorld
 
@@ -132,22 +134,31 @@ class _Session:
         self._results = results
         self._progress = progress
         self._interrupted = interrupted
+        self._finished = False
         self.ended_by = "the last phase"
 
     async def whole(self) -> None:
         """Conduct, stop, and write what is known, in every case; then raise what went wrong."""
         try:
             await self._director.conduct()
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            self.ended_by = INTERRUPTED
         except BaseException as error:
-            self.ended_by = f"{type(error).__name__}: {error}"
-            raise
+            self.told(error)
+            if self.ended_by != INTERRUPTED:
+                raise
         finally:
             await self.finish()
 
+    def told(self, error: BaseException) -> None:
+        """Note what ended the run, if nothing has before."""
+        if not self._finished:
+            interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
+            self.ended_by = INTERRUPTED if interrupted else f"{type(error).__name__}: {error}"
+
     async def finish(self) -> None:
-        """Stop, and write what is known."""
+        """Stop, and write what is known; once, whoever asks for it."""
+        if self._finished:
+            return
+        self._finished = True
         world, director, results = self._world, self._director, self._results
         self._progress.phase("stop")
         await world.stop()
