@@ -21,8 +21,8 @@ def _switch(link: ProxiedLink, enabled: bool) -> None:
 
 def sabotaged(arguments: Sequence[str]) -> int:
     """Run with both ways of cutting a link taken away; returns the exit code."""
-    ProxiedLink.apply = _apply  # type: ignore[method-assign]
-    ProxiedLink.switch = _switch  # type: ignore[method-assign]
+    ProxiedLink.apply = _apply  # type: ignore[method-assign, assignment]
+    ProxiedLink.switch = _switch  # type: ignore[method-assign, assignment]
     return main(arguments)
 
 

@@ -1,0 +1,334 @@
+"""The live evidence as a list of cases: each starts a run from outside, maybe disturbs it, and looks at what is left.
+
+tests/verify.py plays them. Everything a case says about a run comes from its exit code, its output, its results
+directory and the process table.
+"""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from analysis.history import UnreadableError
+from analysis.verdict import Outcome as VerdictOutcome
+from analysis.verdict import Verdict
+from chaos.undo import undo_directory
+from chaos.worlds.world import Cut
+from tests import contract
+from tests.processes import LEFT_MAX_S, ROOT, Run
+from tests.toxiproxy.real_server import real_server
+
+EXPERIMENT = "network_partition"
+RUN_S_MAX = 300.0
+LINE_S_MAX = 120.0
+END_S_MAX = 60.0
+SAMPLES_MIN = 460
+SUCCESS_MIN = 0.99
+TTL_S = 60.0
+
+# Short phases and a low rate, for cases about how a run ends and not about what it measures. The rate stays a share,
+# so that there is a capacity probe to be interrupted.
+SHORT = (
+    "phases.warm_up.duration_s=3",
+    "phases.baseline.duration_s=5",
+    "phases.fault.duration_s=8",
+    "phases.recovery.duration_s=5",
+    "faults.cut.duration_s=6",
+    "workload.rate_min=8/s",
+    "workload.rate_max=12/s",
+)
+WEAK = ("policy.retry.max_attempts=1", "policy.breaker.enabled=false", "policy.timeout.first_token_s=30")
+CONTROLLER = "faults.cut.targets=[controller]"
+# Name: a line of the runner's output, and seconds after it. The first stages of a start print no line of their own.
+MOMENTS: dict[str, tuple[str, float]] = {
+    "start": (r"^phase start", 0.0),
+    "start_of_ray": (r"^phase start", 2.0),
+    "start_of_actors": (r"^phase start", 5.0),
+    "capacity_probe": (r"^phase capacity probe", 1.0),
+    "warm_up": (r"^phase warm_up", 1.0),
+    "baseline": (r"^phase baseline", 1.0),
+    "injection": (r"^injected", 0.0),
+    "fault": (r"^injected", 3.0),
+    "recovery": (r"^phase recovery", 2.0),
+    "drain": (r"^phase drain", 0.0),
+    "stop": (r"^phase stop", 0.1),
+    "references": (r"^phase reference completions", 0.2),
+}
+KILLED_AT = ("start_of_ray", "start_of_actors", "baseline", "fault")
+
+
+class Outcome(msgspec.Struct):
+    """What a case gave. problems: why that is not what was expected, empty when it is."""
+
+    got: str
+    problems: list[str]
+    figures: str = ""
+    where: str = ""
+    seconds: float = 0.0
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A case: `play` gets an empty folder for its results."""
+
+    name: str
+    expected: str
+    play: Callable[[Path], Outcome]
+
+
+def cases() -> list[Case]:
+    """All of them, in the order in which they are played."""
+    found = [
+        Case(f"{role}_{cut.value}", "exit 0, pass", partial(_passes, settings=(f"faults.cut.mode={cut.value}", *extra)))
+        for role, extra in (("worker", ()), ("controller", (CONTROLLER,)))
+        for cut in Cut
+    ]
+    found += [
+        Case("one_worker", "not pass, one sentence why", _one_worker),
+        Case("weak_policy", "exit 1, fail, names who suffered", _weak_policy),
+        Case("sabotage", "exit 4, invalid", _sabotage),
+    ]
+    found += [
+        Case(f"ctrl_c_{name}", "exit 130, incomplete, nothing left", partial(_interrupted, moment=name))
+        for name in MOMENTS
+    ]
+    found += [Case(f"kill_9_{name}", "nothing left", partial(_killed, moment=name)) for name in KILLED_AT]
+    found.append(Case("kill_9_toxiproxy_stays", f"proxies gone within {TTL_S:g} s", _killed_beside_a_toxiproxy))
+    found.append(Case("bad_days", "all tests pass", _bad_days))
+    return found
+
+
+def _settings(settings: Sequence[str]) -> list[str]:
+    return [EXPERIMENT, *(word for setting in settings for word in ("--set", setting))]
+
+
+def _to_its_end(out: Path, settings: Sequence[str], module: str = "chaos.run") -> tuple[int | None, Run, list[str]]:
+    """Run undisturbed; its exit code, the run, and what is wrong with any complete run."""
+    problems = []
+    with Run(_settings(settings), out, module) as run:
+        code = run.wait(RUN_S_MAX)
+        if code is None:
+            problems.append(f"still running after {RUN_S_MAX:g} s")
+        alive, _ = run.left()
+    problems += [f"left running: {line}" for line in alive]
+    if any("Traceback" in line for line in run.errors):
+        problems.append("a traceback on standard error")
+    if run.results is None:
+        problems.append("no results")
+    else:
+        problems += [f"no {name}" for name in contract.missing(run.results)]
+    return code, run, problems
+
+
+def _verdict(run: Run, problems: list[str]) -> Verdict | None:
+    if run.results is None:
+        return None
+    try:
+        return contract.verdict_of(run.results)
+    except UnreadableError as error:
+        problems.append(str(error))
+        return None
+
+
+def _outcome(code: int | None, run: Run, verdict: Verdict | None, problems: list[str], figures: str = "") -> Outcome:
+    said = f"exit {code}" + (f", {verdict.verdict}" if verdict is not None else "")
+    if problems:
+        problems.append(f"the run said: {run.tail()}")
+    results = run.results
+    where = "" if results is None else str(results.relative_to(ROOT) if results.is_relative_to(ROOT) else results)
+    return Outcome(got=said, problems=problems, figures=figures, where=where)
+
+
+def _figures(verdict: Verdict) -> str:
+    """What the issue asks about, from the criteria of the verdict."""
+    parts = []
+    for criterion in verdict.criteria:
+        value = criterion.measured
+        if value is None or criterion.verdict is VerdictOutcome.NOT_APPLICABLE:
+            continue
+        if criterion.name in ("success_during_fault", "told_in_time"):
+            parts.append(f"{criterion.samples} in fault, {criterion.name.split('_')[0]} {value:.2%}")
+        elif criterion.name in ("detection", "mitigation", "return_to_steady"):
+            parts.append(f"{criterion.name} {value:.2f} s")
+    verified = sum(fault.verified for fault in verdict.faults)
+    parts.append(f"{verified} of {len(verdict.faults)} faults verified, {contract.violations(verdict)} violations")
+    return ", ".join(parts)
+
+
+def _passes(out: Path, settings: Sequence[str]) -> Outcome:
+    code, run, problems = _to_its_end(out, settings)
+    verdict = _verdict(run, problems)
+    if code != 0:
+        problems.append(f"exit code {code}")
+    if verdict is not None:
+        problems += _why_not_pass(verdict, by_success=CONTROLLER not in settings)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _why_not_pass(verdict: Verdict, *, by_success: bool) -> list[str]:
+    """Checked here too, and not only believed: the issue's own words about a run that passes."""
+    problems = [] if verdict.verdict is VerdictOutcome.PASS else list(verdict.reasons[:3])
+    if not verdict.faults or not all(fault.verified and fault.healed_s is not None for fault in verdict.faults):
+        problems.append("a fault is not verified, or not healed")
+    if violations := contract.violations(verdict):
+        problems.append(f"{violations} violations")
+    unsure = [each.name for each in verdict.criteria if each.verdict is VerdictOutcome.INCONCLUSIVE]
+    problems += [f"{name} is inconclusive" for name in unsure]
+    name = "success_during_fault" if by_success else "told_in_time"
+    judged = next((each for each in verdict.criteria if each.name == name), None)
+    if judged is None or judged.samples < SAMPLES_MIN:
+        problems.append(f"{0 if judged is None else judged.samples} requests in the fault, {SAMPLES_MIN} are needed")
+    elif judged.measured is None or judged.measured < SUCCESS_MIN:
+        problems.append(f"{name} is {judged.measured}")
+    return problems
+
+
+def _one_worker(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, ("cluster.workers=1",))
+    verdict = _verdict(run, problems)
+    if code not in (1, 3, 4):
+        problems.append(f"exit code {code}")
+    if verdict is None or verdict.verdict is VerdictOutcome.PASS:
+        problems.append("no verdict that says no")
+    elif not verdict.reasons or not verdict.reasons[0]:
+        problems.append("no sentence says why")
+    why = "" if verdict is None or not verdict.reasons else verdict.reasons[0]
+    return _outcome(code, run, verdict, problems, why)
+
+
+def _weak_policy(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, WEAK)
+    verdict = _verdict(run, problems)
+    if code != 1:
+        problems.append(f"exit code {code}")
+    suffered = [] if verdict is None else verdict.suffered
+    report = "" if run.results is None else (run.results / "report.md").read_text()
+    named = sum(request_id in report for request_id in suffered)
+    if not named:
+        problems.append("the report names nobody who suffered")
+    figures = "" if verdict is None else f"{named} of {len(suffered)} named in report.md, {_figures(verdict)}"
+    return _outcome(code, run, verdict, problems, figures)
+
+
+def _sabotage(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, SHORT, "tests.sabotage")
+    verdict = _verdict(run, problems)
+    if code != 4:
+        problems.append(f"exit code {code}")
+    if verdict is not None and any(fault.verified for fault in verdict.faults):
+        problems.append("a fault that was never injected is called verified")
+    why = "" if verdict is None or not verdict.reasons else verdict.reasons[0]
+    return _outcome(code, run, verdict, problems, why)
+
+
+def _reach(run: Run, moment: str, problems: list[str]) -> None:
+    line, delay_s = MOMENTS[moment]
+    if not run.await_line(line, LINE_S_MAX):
+        problems.append(f"it never said {line!r}")
+    time.sleep(delay_s)
+
+
+def _interrupted(out: Path, moment: str) -> Outcome:
+    problems: list[str] = []
+    with Run(_settings(SHORT), out) as run:
+        _reach(run, moment, problems)
+        run.interrupt()
+        sent_s = time.monotonic()
+        code = run.wait(END_S_MAX)
+        ended_s = time.monotonic() - sent_s
+        alive, gone_s = run.left()
+    problems += [f"left running: {line}" for line in alive]
+    if code != 130:
+        problems.append(f"exit code {code}")
+    if any("Traceback" in line for line in run.errors):
+        problems.append("a traceback on standard error")
+    problems += _undo_left(run)
+    verdict = _verdict(run, problems)
+    if run.results is not None:
+        problems += [f"no {name}" for name in contract.missing(run.results)]
+    if verdict is None or verdict.complete:
+        problems.append("the results are not marked incomplete")
+    if verdict is not None and any(fault.healed_s is None for fault in verdict.faults):
+        problems.append("a fault is not healed")
+    figures = f"ended {ended_s:.1f} s after the signal, last process gone {gone_s:.1f} s later"
+    return _outcome(code, run, verdict, problems, figures)
+
+
+def _undo_left(run: Run) -> list[str]:
+    """The undo log goes when everything in it is undone."""
+    if run.results is None:
+        return []
+    path = undo_directory() / f"{run.results.name}.jsonl"
+    return ["its undo log still holds something"] if path.exists() else []
+
+
+def _killed(out: Path, moment: str, settings: Sequence[str] = SHORT) -> Outcome:
+    problems: list[str] = []
+    with Run(_settings(settings), out) as run:
+        _reach(run, moment, problems)
+        run.kill()
+        code = run.wait(END_S_MAX)
+        alive, gone_s = run.left(LEFT_MAX_S)
+    problems += [f"left running: {line}" for line in alive]
+    problems += _undo_left(run) + _unreadable(run, expect_rows=not moment.startswith("start"))
+    return _outcome(code, run, None, problems, f"last process gone after {gone_s:.1f} s")
+
+
+def _unreadable(run: Run, *, expect_rows: bool) -> list[str]:
+    """A killed run is marked incomplete, and its rows can be read up to the kill."""
+    if run.results is None:
+        return ["no results"]
+    try:
+        if contract.info_of(run.results).complete:
+            return ["a killed run is called complete"]
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = contract.readable_rows(run.results, Path(scratch))
+    except UnreadableError as error:
+        return [str(error)]
+    if rows.foreign:
+        return [f"unreadable: {', '.join(rows.foreign)}"]
+    if expect_rows and not (rows.rows["events"] and rows.rows["nodes"]):
+        return ["no rows of before the kill"]
+    return []
+
+
+def _killed_beside_a_toxiproxy(out: Path) -> Outcome:
+    """Only the runner dies; a Toxiproxy that is not the run's keeps no fault of it, and everybody else's proxies."""
+    with real_server() as api:
+        api.create_proxy("somebody-elses", "127.0.0.1:0", "127.0.0.1:9")
+        problems: list[str] = []
+        with Run(_settings((*SHORT, f"cluster.toxiproxy_url={api.url}")), out) as run:
+            _reach(run, "fault", problems)
+            toxics = sum(len(proxy.toxics) for proxy in api.proxies().values())
+            if not toxics:
+                problems.append("no toxic was in force at the kill")
+            run.kill()
+            killed_s = time.monotonic()
+            while set(api.proxies()) != {"somebody-elses"} and time.monotonic() - killed_s < TTL_S:
+                time.sleep(0.05)
+            healed_s = time.monotonic() - killed_s
+            left = set(api.proxies())
+            code = run.wait(END_S_MAX)
+            alive, gone_s = run.left(LEFT_MAX_S)
+    if left != {"somebody-elses"}:
+        problems.append(f"proxies at the end: {', '.join(sorted(left)) or 'none'}")
+    problems += [f"left running: {line}" for line in alive]
+    problems += _undo_left(run) + _unreadable(run, expect_rows=True)
+    figures = f"{toxics} toxics, and the run's proxies, gone {healed_s:.2f} s after the kill, processes {gone_s:.1f} s"
+    return _outcome(code, run, None, problems, figures)
+
+
+def _bad_days(out: Path) -> Outcome:
+    """The tests that are too long for `make test`."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "verify", "tests", f"--basetemp={out / 'pytest'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = done.stdout.strip().splitlines()[-1:] or [""]
+    with contextlib.suppress(OSError):
+        (out / "pytest.txt").write_text(done.stdout + done.stderr)
+    problems = [] if done.returncode == 0 else [done.stdout[-2_000:]]
+    return Outcome(got=f"exit {done.returncode}", problems=problems, figures=last[0].strip("= "))
