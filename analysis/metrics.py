@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.executions import late_starts
-from analysis.facts import DEADLINE_TOLERANCE_S, CannotJudge, finished, offered, run_end_s, segments
+from analysis.facts import DEADLINE_TOLERANCE_S, CannotJudge, fault_windows, finished, offered, run_end_s, segments
 from analysis.history import History
 from analysis.recovery import FaultTimes, fault_times
 
@@ -206,6 +206,19 @@ def _late_executions(history: History, phase: str | None, confidence: float) -> 
     return Measurement(count, None, count, count, len(started), "observed")
 
 
+def _lost_requests(history: History, phase: str | None, confidence: float) -> Measurement:
+    """Requests that had an attempt on a fault's target while the fault was on, and did not complete."""
+    lines = _lines(history, phase)
+    attempts = history.attempts[history.attempts["side"] == "controller"]
+    touched: set[str] = set()
+    for fault in fault_windows(history):
+        hit = attempts["worker"].isin(fault.targets) & (attempts["ended_s"] >= fault.injected_s)
+        touched |= set(attempts.loc[hit & (attempts["begun_s"] <= fault.healed_s), "request_id"])
+    at_risk = lines[lines["request_id"].isin(touched) & (lines["outcome"] != "cancelled")]
+    lost = float((at_risk["outcome"] != "completed").sum())
+    return Measurement(lost, None, lost, lost, len(at_risk), "observed")
+
+
 METRICS: dict[str, Metric] = {
     "success_rate": Metric("share", "higher", _success_rate),
     "refused_rate": Metric("share", "lower", _refused_rate),
@@ -222,5 +235,6 @@ METRICS: dict[str, Metric] = {
     "mitigation_s": Metric("s", "lower", _fault_time(lambda fault: fault.mitigation_s)),
     "return_to_steady_s": Metric("s", "lower", _fault_time(lambda fault: fault.return_to_steady_s)),
     "retry_amplification": Metric("attempts", "lower", _retry_amplification),
+    "lost_requests": Metric("requests", "lower", _lost_requests),
     "late_executions": Metric("executions", "lower", _late_executions),
 }

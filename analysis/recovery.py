@@ -148,8 +148,8 @@ def _return_to_steady(history: History, span: QuietSpan) -> float | None:
     if len(found) == 0:
         return None
     steady_s = whole_s if found[0] == first else float(intended[found[0]])
-    # One window must have been seen, or the end of the load would pass for calm.
-    return steady_s - span.start_s if steady_s + WINDOW_S <= intended[-1] else None
+    # The calm must have been seen, or the end of the load would pass for calm.
+    return steady_s - span.start_s if steady_s + CALM_S <= intended[-1] else None
 
 
 def _whole_again(history: History, span: QuietSpan) -> float | None:

@@ -104,7 +104,7 @@ class Director:
             self._event("phase_started", name)
             for fault_name, spec in self._experiment.faults.items():
                 if spec.phase == name:
-                    injection = _Injection(fault_name, spec, faults.make(spec))
+                    injection = _Injection(fault_name, spec, faults.make(spec, self._experiment.node_names()))
                     self._jobs.append(world.spawn(self._carry_out(injection, start_s)))
             start_s += phase.duration_s
             while (left_s := start_s - world.now()) > 0:

@@ -72,6 +72,12 @@ class Experiment(_Section, frozen=True):
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"
 
+    def node_names(self) -> list[str]:
+        """Every node of the cluster and its clients, as faults may name them."""
+        workers = [f"worker-{number}" for number in range(self.cluster.workers)]
+        clients = [f"client-{number}" for number in range(self.workload.generators)]
+        return ["controller", *workers, *clients]
+
 
 def catalogue() -> dict[str, Path]:
     """Name to file of every shipped experiment."""

@@ -79,7 +79,7 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
     _one_of(f"{field}.phase", fault.phase, experiment.phases, "phase")
     if not fault.targets:
         raise _Wrong(f"{field}.targets", "at least one node is needed")
-    nodes = node_names(experiment)
+    nodes = experiment.node_names()
     for target in fault.targets:
         _one_of(f"{field}.targets", target, nodes, "node")
     if len(set(fault.targets)) != len(fault.targets):
@@ -92,7 +92,7 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
         what = f"expected at least the fault's duration of {fault.duration_s:g} s, got {fault.ttl_s:g}"
         raise _Wrong(f"{field}.ttl_s", what)
     try:
-        faults.make(fault)
+        faults.make(fault, nodes)
     except ValueError as error:
         name, _, what = str(error).partition(": ")
         raise _Wrong(f"{field}.{name}", what) from None
@@ -106,13 +106,6 @@ def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -
         raise _Wrong(field, "expected one of at_least and at_most")
     if criterion.when_target is not None:
         _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller"), "role")
-
-
-def node_names(experiment: Experiment) -> list[str]:
-    """Every node of the cluster and its clients, as faults may name them."""
-    workers = [f"worker-{number}" for number in range(experiment.cluster.workers)]
-    clients = [f"client-{number}" for number in range(experiment.workload.generators)]
-    return ["controller", *workers, *clients]
 
 
 def _one_of(field: str, value: str, known: Mapping[str, object] | Sequence[str], noun: str) -> None:

@@ -89,12 +89,16 @@ class BreakerPolicy(_Section, frozen=True):
 class RoutingPolicy(_Section, frozen=True):
     """Who gets the next attempt. A session's worker is left when it has `affinity_slack` more open than the least.
 
-    A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most.
+    A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most; one that
+    nobody has room for is held until its deadline, looked at again every `hold_poll_s`. A worker has room for
+    `outstanding_max` attempts of this controller, which is less than its batch and queue together.
     """
 
     affinity: bool = True
     affinity_slack: Count = 4
+    outstanding_max: Count = 64
     hold_s: Seconds = 1.0
+    hold_poll_s: Seconds = 0.1
     sessions_max: Count = 10_000
     requests_max: Count = 4_000
 

@@ -1,5 +1,6 @@
 """What a fault kind is: it bites, proves that it bites, and is undone."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -21,8 +22,11 @@ class Fault(Protocol):
     KIND: ClassVar[str]
     COLOUR: ClassVar[str]
 
-    def __init__(self, spec: FaultSpec) -> None:
-        """Raises ValueError (field, then what was expected) for parameters that the kind does not allow."""
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        """nodes: every node of the cluster.
+
+        Raises ValueError (field, then what was expected) for parameters that the kind does not allow.
+        """
 
     @property
     def explains(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ pings keep coming) no longer arrives in the broker's count for that connection, 
 broker does not list it any more.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
@@ -24,7 +25,7 @@ class Partition:
     KIND: ClassVar[str] = "partition"
     COLOUR: ClassVar[str] = "#d55e00"
 
-    def __init__(self, spec: FaultSpec) -> None:
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         modes = ", ".join(cut.value for cut in Cut)
         if spec.mode is None or spec.mode not in set(Cut):
             raise ValueError(f"mode: expected one of {modes}, got {spec.mode!r}")
@@ -32,6 +33,7 @@ class Partition:
             raise ValueError(f"options: a partition has none, got {', '.join(spec.options)}")
         self._cut = Cut(spec.mode)
         self._targets = spec.targets
+        self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
         self._ttl_s = spec.ttl_s
         self._before: dict[str, LinkState] = {}
 
@@ -41,6 +43,7 @@ class Partition:
         codes = [Code.DEADLINE_EXCEEDED]
         if any(not target.startswith("worker-") for target in self._targets):
             codes.append(Code.CONTROLLER_UNREACHABLE)
+        if self._all_workers:
             codes.append(Code.NO_WORKERS_AVAILABLE)
         # A retry is not owed to a request that had used up its attempts or its deadline.
         codes += [Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]

@@ -21,7 +21,6 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.resolve import node_names
 from chaos.undo import ProcessEntry
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
@@ -61,7 +60,7 @@ class LiveWorld:
         self._seed = seed
         self._raw = raw.resolve()
         self._address = address
-        self._nodes = node_names(experiment)
+        self._nodes = experiment.node_names()
         self._servers = Servers(
             run_id, logs.resolve(), self._nodes, experiment.policy.link, experiment.cluster.broker_port
         )

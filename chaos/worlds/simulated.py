@@ -61,11 +61,12 @@ class SimulatedLink:
     async def inspect(self, cid: int | None = None) -> LinkState:
         """See Link."""
         await self._kernel.sleep(_TRAVEL_S)
+        answered = self._link.echo()
         counters = self._link.counters(cid)
         return LinkState(
             connected=counters.connected,
             cid=counters.cid,
-            answered=self._link.ping_answered(),
+            answered=answered,
             node_in=counters.node_in,
             node_out=counters.node_out,
             broker_in=counters.broker_in,

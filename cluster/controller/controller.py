@@ -231,9 +231,12 @@ class ControllerNode:
             if member.serves(model):
                 breaker = self._breakers[worker]
                 commands += _transition(worker, breaker.ripen(now), now)
-                if breaker.allows():
+                if breaker.allows() and self._has_room(worker):
                     workers.append(worker)
         return workers
+
+    def _has_room(self, worker: str) -> bool:
+        return self._outstanding.get(worker, 0) < self._policy.routing.outstanding_max
 
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
         if now < self._settled_s:
@@ -242,9 +245,11 @@ class ControllerNode:
             return []
         if entry.hold_until_s is None:
             entry.hold_until_s = now + self._policy.routing.hold_s
-        if now < entry.hold_until_s and self._membership.serves(entry.submit.model):
-            # Somebody could take it but for an open breaker or this request's own exclusions: that may pass.
-            entry.retry_s = min(entry.hold_until_s, now + self._policy.retry.backoff_s)
+        serving = [worker for worker, member in self._membership.members.items() if member.serves(entry.submit.model)]
+        full = bool(serving) and not any(self._has_room(worker) for worker in serving)
+        if full or (serving and now < entry.hold_until_s):
+            # Somebody could take it but for lack of room, an open breaker, or its own exclusions: that may pass.
+            entry.retry_s = now + self._policy.routing.hold_poll_s
             self._timeouts.arm(entry)
             return []
         entry.attempts_made += 1

@@ -133,10 +133,6 @@ class Membership:
             for state in member.heartbeat.models
         )
 
-    def serves(self, model: str) -> bool:
-        """Whether any worker could start a request for `model` at once."""
-        return any(member.serves(model) for member in self.members.values())
-
     def any_alive(self) -> bool:
         """Whether any worker is not dead."""
         return any(member.liveness is not Liveness.DEAD for member in self.members.values())

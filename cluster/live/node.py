@@ -96,6 +96,8 @@ class LiveNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # The last sample shows what is still open when the node ends.
+        self._collector.append(self._row(), time.monotonic())
         if self._wake is not None:
             self._wake.cancel()
         await self.link.close()

@@ -61,10 +61,11 @@ class SimulatedNode:
         self._sink.append(EventRow(self._kernel.now, "node_started", self.node.name), self._kernel.now)
         self.link.open()
         self._arrange_wake()
-        self._sample()
+        self._keep_sampling()
 
     def stop(self) -> None:
-        """The process ends in an orderly way."""
+        """The process ends in an orderly way; its last sample shows what is still open."""
+        self._sample()
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
         self.link.close()
 
@@ -169,9 +170,12 @@ class SimulatedNode:
                 # In its own turn: this delivery is part of a list of commands that is still being carried out.
                 self._kernel.at(self._kernel.now, lambda: self._ask(asks))
 
+    def _keep_sampling(self) -> None:
+        if not self.link.closed:
+            self._sample()
+            self._kernel.at(self._kernel.now + SAMPLE_S, self._keep_sampling)
+
     def _sample(self) -> None:
-        if self.link.closed:
-            return
         now, gauges, counters = self._kernel.now, self.node.gauges(), self.link.counters()
         row = NodeRow(
             time_s=now,
@@ -195,7 +199,6 @@ class SimulatedNode:
             gpu_busy_reason="simulated",
         )
         self._sink.append(row, now)
-        self._kernel.at(now + SAMPLE_S, self._sample)
 
 
 class SimulatedCluster:

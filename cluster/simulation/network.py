@@ -162,9 +162,20 @@ class Link:
         elif self.condition.downstream is Flow.HOLD:
             connection.held_down.append(event)
 
-    def ping_answered(self) -> bool:
-        """Whether a ping sent now on the existing connection comes back."""
-        return self._connection is not None and self.condition.clear
+    def echo(self) -> bool:
+        """Whether a message to oneself, sent now over the present connection, comes back; it counts at both ends."""
+        connection = self._connection
+        if connection is None:
+            return False
+        self.messages_out += 1
+        if self.condition.upstream is not Flow.PASS or not connection.broker_open:
+            return False
+        connection.broker_in += 1
+        connection.broker_out += 1
+        if self.condition.downstream is not Flow.PASS:
+            return False
+        self.messages_in += 1
+        return True
 
     def _travel_up(self, connection: _Connection, to: str, message: Message, needs_responder: bool) -> None:
         arrival_s = max(connection.last_up_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
