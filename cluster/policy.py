@@ -91,12 +91,13 @@ class RoutingPolicy(_Section, frozen=True):
 
     A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most; one that
     nobody has room for is held until its deadline, looked at again every `hold_poll_s`. A worker has room for
-    `outstanding_max` attempts of this controller, which is less than its batch and queue together.
+    `outstanding_max` attempts of this controller: a full batch and the next one. More would wait behind others for so
+    long that their first token is late, and the worker would be blamed for a queue that we made.
     """
 
     affinity: bool = True
     affinity_slack: Count = 4
-    outstanding_max: Count = 64
+    outstanding_max: Count = 16
     hold_s: Seconds = 1.0
     hold_poll_s: Seconds = 0.1
     sessions_max: Count = 10_000
