@@ -149,20 +149,24 @@ class Progress:
         self.close()
 
     def phase(self, name: str, duration_s: float | None = None) -> None:
-        """A phase begins; it lasts `duration_s` seconds, None when nobody knows."""
+        """A phase begins; it lasts `duration_s` seconds, None when nobody knows.
+
+        Plain lines first show how the phase before ended.
+        """
+        self._show_last()
         self._phase, self._duration_s = name, duration_s
         self._next_line = self._clock() + LINE_EVERY_S
         self._say(phase_line(name, duration_s))
 
     def update(self, snapshot: Snapshot) -> None:
         """Show how the run stands. As a plain line at most every LINE_EVERY_S; a phase that is new shows at once."""
-        self._last = snapshot
         if self._live is not None:
             if self._watched and not self._closed:
                 self._guarded(lambda: self._draw(snapshot))
             return
         if snapshot.phase != self._phase:
             self.phase(snapshot.phase)
+        self._last = snapshot
         if self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_EVERY_S
             self._last_shown = snapshot
@@ -179,9 +183,14 @@ class Progress:
         if self._live is not None:
             # Also when nobody watches: it gives sys.stdout and sys.stderr back.
             self._guarded(self._live.stop)
-        elif self._last is not None and self._last is not self._last_shown:
-            self._say(snapshot_line(self._last))
+        self._show_last()
         self._closed = True
+
+    def _show_last(self) -> None:
+        """As a plain line, the last state that came too soon after another to be shown."""
+        if self._live is None and self._last is not None and self._last is not self._last_shown:
+            self._last_shown = self._last
+            self._say(snapshot_line(self._last))
 
     def _draw(self, snapshot: Snapshot) -> None:
         if self._live is None:

@@ -266,6 +266,8 @@ class LiveWorld:
 
     def _start_ray(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Its warnings are about our way of starting it, and nothing that a user can act on.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if self._address is None:
             # Ray's sockets lie below its temporary folder, and a socket's path has little room.
