@@ -110,7 +110,8 @@ class Membership:
             silent_s = now - member.heard_s
             if self._blind:
                 continue
-            if silent_s >= self._policy.dead_after_s:
+            # As the timer was set: `silent_s` may round to less, and the sweep would be due again for ever.
+            if now >= member.heard_s + self._policy.dead_after_s:
                 member.liveness = Liveness.DEAD
                 changes.append(Change(worker, Liveness.DEAD, f"silent for {silent_s:.2f} s"))
                 continue
