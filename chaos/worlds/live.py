@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -270,9 +269,7 @@ class LiveWorld:
         logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if self._address is None:
-            # Ray's sockets lie below its temporary folder, and a socket's path has little room.
-            folder = tempfile.gettempdir()
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": f"{folder}/ray"}
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"num_cpus": max(2, os.cpu_count() or 2)}
         try:
             ray.init(address=self._address, **options)
