@@ -1,0 +1,427 @@
+"""The controller under random interleavings of everything that can reach it, and the cases that deserve a name.
+
+The walk plays clients, workers and the wire; it reads only commands, gauges and `workers()`, as a shell would.
+"""
+
+from random import Random
+from typing import Any
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from analysis.schema import AttemptRow, EventRow
+from cluster.controller.controller import ControllerNode
+from cluster.errors import Code
+from cluster.node import (
+    Command,
+    Event,
+    LinkDown,
+    LinkUp,
+    NoResponders,
+    Received,
+    Record,
+    Send,
+    SendFailed,
+    Wake,
+)
+from cluster.policy import (
+    BreakerPolicy,
+    MembershipPolicy,
+    Policy,
+    RetryPolicy,
+    RoutingPolicy,
+    TimeoutPolicy,
+)
+from cluster.protocol import (
+    Accepted,
+    AttemptId,
+    Cancel,
+    Chunk,
+    Delivery,
+    Dispatch,
+    Heartbeat,
+    ModelState,
+    Ping,
+    Pong,
+    StreamReport,
+    Submit,
+    Token,
+    Withdraw,
+)
+from tests.cluster import WALK
+
+POLICY = Policy(
+    membership=MembershipPolicy(heartbeat_s=0.5, suspect_after_s=1.5, dead_after_s=4.0, workers_max=3),
+    timeout=TimeoutPolicy(first_token_s=2.0, between_tokens_s=1.0),
+    retry=RetryPolicy(max_attempts=3, backoff_s=0.1, backoff_max_s=0.4, budget_share=0.25, budget_burst=4),
+    breaker=BreakerPolicy(failures_to_open=2, open_s=1.0, open_max_s=2.0),
+    routing=RoutingPolicy(outstanding_max=3, hold_s=0.5, hold_poll_s=0.1, requests_max=5, sessions_max=2),
+)
+OFFSETS = {"w0": 1_000.0, "w1": -50.0, "w2": 0.0}
+WORKERS = st.sampled_from(sorted(OFFSETS))
+TRAVEL_S = 0.01
+
+
+def truth(request_id: str, index: int) -> Token:
+    """The one right token at an index of a request's completion."""
+    return (len(request_id) * 31 + ord(request_id[-1]) * 7 + index * 13) % 997
+
+
+def part(request_id: str, index: int, count: int) -> tuple[Token, ...]:
+    return tuple(truth(request_id, at) for at in range(index, index + count))
+
+
+class Caller:
+    """A request as its client sees it."""
+
+    def __init__(self, submit: Submit) -> None:
+        self.submit = submit
+        self.position = len(submit.delivered)
+        self.accepted = False
+        self.ended = False
+
+
+class Running:
+    """An attempt as its worker sees it."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self.dispatch = dispatch
+        self.position = len(dispatch.delivered)
+
+
+class ControllerWalk(RuleBasedStateMachine):
+    requests: Bundle[str] = Bundle("requests")
+
+    @initialize(seed=st.integers(0, 3))
+    def start(self, seed: int) -> None:
+        self.now = 0.0
+        self.node = ControllerNode("controller", 1, POLICY, Random(seed))
+        self.link = False
+        self.callers: dict[str, Caller] = {}
+        self.heard: dict[str, Heartbeat] = {}
+        self.heard_s: dict[str, float] = {}
+        self.incarnations = dict.fromkeys(OFFSETS, 1)
+        self.wire: list[tuple[str, Dispatch | Withdraw]] = []
+        self.running: dict[str, dict[AttemptId, Running]] = {worker: {} for worker in OFFSETS}
+        self.live: dict[str, tuple[AttemptId, str]] = {}
+        self.last_attempt: dict[str, AttemptId] = {}
+        self.failed_on: dict[str, set[str]] = {}
+        self.breaker: dict[str, str] = {}
+        self.probe: dict[str, AttemptId | None] = {}
+        self.excused: set[str] = set()
+        self.accepted = self.retries = 0
+        self.feed(LinkUp())
+        self.link = True
+        for worker in sorted(OFFSETS):
+            self.beat(worker, "warm", False)
+
+    # What the node is fed, and what is read off its answers.
+
+    def feed(self, event: Event) -> list[Command]:
+        commands = list(self.node.handle(event, self.now))
+        for command in commands:
+            match command:
+                case Send(to, Dispatch() as dispatch, needs_responder):
+                    assert needs_responder, "a missing worker must be told of at once"
+                    self.see_dispatch(to, dispatch)
+                case Send(to, Withdraw() as withdraw):
+                    self.wire.append((to, withdraw))
+                case Send(_, Delivery() as delivery):
+                    self.see_delivery(delivery)
+                case Send(_, Accepted(request_id, submission)):
+                    assert self.callers[request_id].submit.submission == submission
+                    self.callers[request_id].accepted = True
+                case Record(AttemptRow() as row):
+                    self.see_row(row)
+                case Record(EventRow() as row):
+                    self.see_event(row)
+        return commands
+
+    def see_dispatch(self, worker: str, dispatch: Dispatch) -> None:
+        request_id, member = dispatch.attempt.request_id, self.heard[worker]
+        caller = self.callers[request_id]
+        assert self.link
+        assert request_id not in self.live, "two attempts of one request at a time"
+        assert request_id not in self.last_attempt or dispatch.attempt > self.last_attempt[request_id]
+        assert not caller.ended
+        assert self.now < caller.submit.deadline_s
+        assert dispatch.deadline_s <= caller.submit.deadline_s + OFFSETS[worker] + 1e-6
+        assert dispatch.delivered == part(request_id, 0, len(dispatch.delivered))
+        assert len(dispatch.delivered) == caller.position, "the attempt continues what the caller has been sent"
+        assert dispatch.max_tokens == caller.submit.max_tokens
+        assert member.incarnation == dispatch.worker_incarnation
+        assert member.models[0].state == "warm", "not ready for work"
+        assert not member.draining
+        assert worker not in self.excused, "suspected since nobody listened there"
+        assert self.now < self.heard_s[worker] + POLICY.membership.suspect_after_s + 1e-9, "overdue"
+        assert worker not in self.failed_on.get(request_id, ()), "the request has failed there before"
+        state = self.breaker.get(worker, "closed")
+        assert state in ("closed", "half_open"), state
+        if state == "half_open":
+            assert self.probe[worker] is None, "a second probe"
+            self.probe[worker] = dispatch.attempt
+        self.live[request_id] = (dispatch.attempt, worker)
+        self.last_attempt[request_id] = dispatch.attempt
+        assert sum(at == worker for _, at in self.live.values()) <= POLICY.routing.outstanding_max
+        self.wire.append((worker, dispatch))
+
+    def see_row(self, row: AttemptRow) -> None:
+        attempt = AttemptId(row.request_id, row.submission, row.attempt)
+        assert self.live.pop(row.request_id) == (attempt, row.worker), "an attempt ends once, and only if it began"
+        if self.probe.get(row.worker) == attempt:
+            self.probe[row.worker] = None
+        if row.outcome in ("failed", "refused") and row.code != Code.CONTROLLER_UNREACHABLE:
+            self.failed_on.setdefault(row.request_id, set()).add(row.worker)
+
+    def see_event(self, row: EventRow) -> None:
+        if row.kind.startswith("breaker_"):
+            self.breaker[row.subject] = row.kind.removeprefix("breaker_").replace("opened", "open")
+            self.probe[row.subject] = None
+        elif row.kind == "request_accepted":
+            self.accepted += 1
+        elif row.kind in ("retry", "migration"):
+            self.retries += 1
+
+    def see_delivery(self, delivery: Delivery) -> None:
+        assert delivery.controller_incarnation == 1
+        for submission, chunk in delivery.chunks:
+            request_id = chunk.attempt.request_id
+            caller = self.callers[request_id]
+            assert not caller.ended, "news of a request that has ended"
+            assert submission == caller.submit.submission
+            assert chunk.index == caller.position, "a gap, or tokens twice"
+            assert chunk.tokens == part(request_id, chunk.index, len(chunk.tokens))
+            caller.position += len(chunk.tokens)
+            assert caller.position <= caller.submit.max_tokens
+            if chunk.finish is not None or chunk.code is not None:
+                assert chunk.finish is None or chunk.code is None
+                assert chunk.code is None or Code(chunk.code)
+                caller.ended = True
+
+    # Clients.
+
+    @rule(
+        target=requests,
+        name=st.integers(0, 11),
+        model=st.sampled_from(["m"] * 5 + ["unknown"]),
+        most=st.sampled_from([3, 3, 3, 0]),
+        timeout_s=st.sampled_from([0.0, 1.0, 3.0, 6.0]),
+        session=st.none() | st.sampled_from(["s1", "s2", "s3"]),
+    )
+    def submit(self, name: int, model: str, most: int, timeout_s: float, session: str | None) -> Any:
+        request_id = f"r{name}"
+        if request_id in self.callers:
+            return multiple()
+        submit = Submit("c", 1, request_id, 1, model, (1, 2), (), most, self.now + timeout_s, session)
+        self.callers[request_id] = Caller(submit)
+        full = self.node.gauges().open_requests >= POLICY.routing.requests_max
+        commands = self.feed(Received(submit))
+        caller = self.callers[request_id]
+        assert caller.accepted or caller.ended, "every submit is answered at once"
+        codes = [
+            chunk.code
+            for command in commands
+            if isinstance(command, Send) and isinstance(command.message, Delivery)
+            for _, chunk in command.message.chunks
+        ]
+        if timeout_s == 0.0:
+            assert codes == [Code.DEADLINE_EXCEEDED]
+        elif full:
+            assert codes == [Code.OVERLOADED]
+        elif most == 0:
+            assert codes == [Code.INVALID_REQUEST]
+        return request_id
+
+    @rule(request_id=requests, forgets=st.integers(0, 3), knows=st.sampled_from([0, 0, 0, 1]))
+    def submit_again(self, request_id: str, forgets: int, knows: int) -> None:
+        """The client lost the last deliveries, or knows tokens from an earlier controller."""
+        caller = self.callers[request_id]
+        if caller.ended:
+            return
+        # A client never forgets what it had when it submitted before.
+        had = max(len(caller.submit.delivered), caller.position - forgets) + knows
+        had = min(had, caller.submit.max_tokens - 1)
+        fields = {name: getattr(caller.submit, name) for name in caller.submit.__struct_fields__}
+        fields |= {"submission": caller.submit.submission + 1, "delivered": part(request_id, 0, had)}
+        before, caller.submit, caller.position = caller.position, Submit(**fields), had
+        self.feed(Received(caller.submit))
+        assert caller.ended or caller.position == max(before, had), "what was missed is sent again"
+
+    @rule(request_id=requests)
+    def an_old_submission_arrives_late(self, request_id: str) -> None:
+        caller = self.callers[request_id]
+        if caller.ended or caller.submit.submission == 1:
+            return
+        fields = {name: getattr(caller.submit, name) for name in caller.submit.__struct_fields__}
+        commands = self.feed(Received(Submit(**(fields | {"submission": 1, "delivered": ()}))))
+        assert [type(command.message) for command in commands if isinstance(command, Send)] == [Accepted]
+
+    @rule(request_id=requests)
+    def cancel(self, request_id: str) -> None:
+        caller = self.callers[request_id]
+        if caller.ended:
+            return
+        caller.ended = True
+        commands = self.feed(Received(Cancel("c", request_id)))
+        assert not any(isinstance(command, Send) and command.to == "c" for command in commands)
+        assert request_id not in self.live
+
+    @rule()
+    def submit_for_another_incarnation(self) -> None:
+        wrong = Submit("c", 7, "foreign", 1, "m", (1,), (), 3, self.now + 5)
+        assert self.feed(Received(wrong)) == [Send("c", Pong("controller", 1, self.now))]
+
+    @rule()
+    def ping(self) -> None:
+        assert self.feed(Received(Ping("c"))) == [Send("c", Pong("controller", 1, self.now))]
+
+    # Workers.
+
+    @rule(
+        worker=WORKERS, state=st.sampled_from(["warm"] * 4 + ["cold"]), draining=st.sampled_from([False] * 4 + [True])
+    )
+    def beat(self, worker: str, state: str, draining: bool) -> None:
+        sent_s = self.now - TRAVEL_S + OFFSETS[worker]
+        heartbeat = Heartbeat(worker, self.incarnations[worker], sent_s, (ModelState("m", state),), 0, 0, 2, draining)
+        self.heard[worker], self.heard_s[worker] = heartbeat, self.now
+        self.excused.discard(worker)
+        self.feed(Received(heartbeat))
+
+    @rule(worker=WORKERS)
+    def restart(self, worker: str) -> None:
+        self.incarnations[worker] += 1
+        self.running[worker].clear()
+        self.beat(worker, "warm", False)
+        assert not any(at == worker for _, at in self.live.values()) or self.breaker.get(worker) != "open"
+
+    @rule(worker=WORKERS, draining=st.booleans())
+    def a_ghost_beats(self, worker: str, draining: bool) -> None:
+        ghost = Heartbeat(worker, self.incarnations[worker] - 1, self.now, (), 0, 0, 2, draining)
+        assert self.feed(Received(ghost)) == []
+
+    @rule(worker=WORKERS, data=st.data())
+    def report(self, worker: str, data: st.DataObject) -> None:
+        """News of any attempts that run there, given up by the controller or not; a part may have been lost."""
+        chunks = []
+        for attempt, run in list(self.running[worker].items()):
+            what = data.draw(st.sampled_from(["nothing", "token", "token", "finish", "error", "refused", "lost"]))
+            left = run.dispatch.max_tokens - run.position
+            if what == "nothing" or (what == "token" and not left):
+                continue
+            index, tokens = run.position, part(attempt.request_id, run.position, 1 if what == "token" else 0)
+            finish = code = None
+            if what == "finish":
+                tokens, finish = part(attempt.request_id, run.position, left), "length"
+            elif what == "error":
+                code = str(Code.ENGINE_ERROR)
+            elif what == "refused":
+                code = str(Code.QUEUE_FULL)
+            run.position += len(tokens)
+            if what == "lost":
+                run.position += 1
+                continue
+            if finish is not None or code is not None:
+                del self.running[worker][attempt]
+            chunks.append(Chunk(attempt, index, tokens, (), finish, code))
+        if chunks and self.link:
+            member = self.node.workers()[worker]
+            if member[0] == "ready":
+                self.heard_s[worker] = self.now
+            sent_s = self.now - TRAVEL_S + OFFSETS[worker]
+            self.feed(Received(StreamReport(worker, self.incarnations[worker], sent_s, tuple(chunks))))
+
+    # The wire.
+
+    @precondition(lambda self: self.wire)
+    @rule(fate=st.sampled_from(["arrives", "arrives", "arrives", "lost", "no responders", "not sent"]))
+    def oldest_message(self, fate: str) -> None:
+        worker, message = self.wire.pop(0)
+        if fate == "arrives" and isinstance(message, Withdraw):
+            self.running[worker].pop(message.attempt, None)
+        elif fate == "arrives" and isinstance(message, Dispatch):
+            if message.worker_incarnation == self.incarnations[worker]:
+                self.running[worker][message.attempt] = Running(message)
+        elif fate == "no responders" and isinstance(message, Dispatch):
+            self.excused.add(worker)
+            self.feed(NoResponders(worker, message))
+            assert (message.attempt, worker) not in self.live.values()
+        elif fate == "not sent" and isinstance(message, Dispatch):
+            self.feed(SendFailed(worker, message))
+            assert (message.attempt, worker) not in self.live.values()
+
+    @precondition(lambda self: self.link)
+    @rule()
+    def link_goes_down(self) -> None:
+        self.link = False
+        self.feed(LinkDown("test"))
+        assert not self.live, "its tokens cannot reach us any more"
+        assert all(breaker == "closed" for _, breaker in self.node.workers().values())
+
+    @precondition(lambda self: not self.link)
+    @rule()
+    def link_comes_up(self) -> None:
+        self.link = True
+        for worker, (liveness, _) in self.node.workers().items():
+            if liveness != "dead":
+                self.heard_s[worker] = self.now
+        self.feed(LinkUp())
+
+    # Time. Wakes come exactly when they were asked for.
+
+    @rule(seconds=st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.6, 1.0, 2.0]), all_beat=st.booleans())
+    def time_passes(self, seconds: float, all_beat: bool) -> None:
+        end_s = self.now + seconds
+        while (wake_s := self.node.next_wake()) is not None and wake_s <= end_s:
+            assert wake_s >= self.now, "an overdue wake-up"
+            self.now = max(self.now, wake_s)
+            self.feed(Wake())
+            following = self.node.next_wake()
+            assert following is None or following > self.now, "a wake-up that lies in the past would spin"
+        self.now = end_s
+        if all_beat and self.link:
+            for worker in sorted(OFFSETS):
+                state = self.heard[worker].models[0].state
+                self.beat(worker, state, self.heard[worker].draining)
+
+    @invariant()
+    def counts_agree_and_stay_within_their_bounds(self) -> None:
+        if not hasattr(self, "node"):
+            return
+        gauges = self.node.gauges()
+        assert gauges.active == len(self.live)
+        for worker, count in self.node._outstanding.items():
+            assert count == sum(at == worker for _, at in self.live.values()), worker
+        still_open = [name for name, caller in self.callers.items() if caller.accepted and not caller.ended]
+        assert gauges.open_requests == len(still_open) <= POLICY.routing.requests_max
+        assert len(self.node._timeouts._timers) == len(still_open), "one wake-up per open request"
+        assert len(self.node._sessions) <= 2
+        budget = POLICY.retry.budget_burst + POLICY.retry.budget_share * self.accepted
+        assert self.retries <= budget + 1e-9
+        for worker, (_, breaker) in self.node.workers().items():
+            assert breaker == self.breaker.get(worker, "closed")
+
+    @invariant()
+    def a_request_that_waits_has_a_wake_up(self) -> None:
+        if not hasattr(self, "node"):
+            return
+        waiting = [caller for caller in self.callers.values() if caller.accepted and not caller.ended]
+        if waiting:
+            wake_s = self.node.next_wake()
+            assert wake_s is not None
+            assert wake_s <= min(caller.submit.deadline_s for caller in waiting)
+
+    def teardown(self) -> None:
+        """However the walk went, at the last deadline everything has ended and nothing is left."""
+        if not hasattr(self, "node"):
+            return
+        self.time_passes(7.0, False)
+        assert all(caller.ended for caller in self.callers.values()), "a request without an end"
+        assert not self.live
+        gauges = self.node.gauges()
+        assert (gauges.active, gauges.open_requests) == (0, 0)
+        note(f"{self.accepted} accepted, {self.retries} retried")
+
+
+TestControllerWalk = ControllerWalk.TestCase
+TestControllerWalk.settings = WALK
