@@ -38,6 +38,7 @@ class Task(Generic[Result]):
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._cancelled = False
+        self._turn = 0
         self.done = False
 
     def cancel(self) -> None:
@@ -53,12 +54,16 @@ class Task(Generic[Result]):
             raise self._error
         return self._result  # type: ignore[return-value]
 
-    def _resume(self) -> None:
-        self._step(None)
+    def _resume(self, turn: int) -> None:
+        # What a cancelled await waited for still comes, and must not cut short a later one.
+        if turn == self._turn:
+            self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
         if self.done:
             return
+        self._turn += 1
+        turn = self._turn
         try:
             until = self._coroutine.throw(error) if error is not None else self._coroutine.send(None)
         except StopIteration as stop:
@@ -70,9 +75,9 @@ class Task(Generic[Result]):
             self._finish()
             return
         if until.task is not None:
-            until.task._waiters.append(self._resume)
+            until.task._waiters.append(lambda: self._resume(turn))
         else:
-            self._kernel.at(until.time_s, self._resume)
+            self._kernel.at(until.time_s, lambda: self._resume(turn))
 
     def _finish(self) -> None:
         self.done = True
@@ -101,7 +106,7 @@ class Kernel:
     def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> Task[Result]:
         """Start a coroutine at the present instant."""
         task = Task(self, coroutine)
-        self.at(self.now, task._resume)
+        self.at(self.now, lambda: task._resume(0))
         return task
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
