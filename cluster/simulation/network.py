@@ -135,8 +135,10 @@ class Link:
                 self._release(half_open)
                 self._close_after_held(half_open)
             self._half_open.clear()
-            if connection is not None:
+            if connection is not None and connection.broker_open:
                 self._release(connection)
+            elif connection is not None:
+                self._lose(connection, "connection closed by peer")
         elif connection is not None:
             self._watch(connection)
 
