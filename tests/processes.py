@@ -145,14 +145,15 @@ class Run:
         return True
 
     def interrupt(self) -> None:
-        """Ctrl-C: the terminal sends it to the whole process group."""
+        """Ctrl-C: the terminal sends it to the whole process group. Nothing if that has ended."""
         self.family.look()
-        os.killpg(self.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """kill -9 of the runner and nothing else."""
         self.family.look()
-        os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
 
     def wait(self, limit_s: float) -> int | None:
         """Its exit code, as a shell tells it (130 after SIGINT); None when it still runs at the limit."""

@@ -94,7 +94,9 @@ def table(chosen: list[Case], state: State, code: str) -> str:
             continue
         said = outcome.figures
         if outcome.problems:
-            said = "; ".join([*outcome.problems[:3], *([said] if said else [])])
+            # Whole output and tracebacks are in state.json and on the terminal.
+            first = [problem.strip().splitlines()[0] for problem in outcome.problems[:3] if problem.strip()]
+            said = "; ".join([*first, *([said] if said else [])])
         got = outcome.got if not outcome.problems else f"**NOT AS EXPECTED**: {outcome.got}"
         cells = (case.name, case.expected, got, f"{outcome.seconds:.0f}", said, outcome.where)
         lines.append(f"| {' | '.join(_cell(text) for text in cells)} |")
