@@ -15,8 +15,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`run.json`: facts that the tables do not hold.
 
     invariants: numbers that this world can judge for this experiment, declared before the run. exact_tokens: greedy
-    tokens must equal the reference exactly (float32 CPU, timed engine). Otherwise `log_probability_gap_max` says how
-    far a delivered token may lie below the best one of the reference model.
+    tokens equal the reference but for near-ties (float32 CPU, timed engine). log_probability_gap_max: how far, in
+    nats, a delivered token that differs may lie below the best one of the reference model.
     """
 
     run_id: str

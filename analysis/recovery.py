@@ -30,10 +30,12 @@ class FaultTimes(msgspec.Struct, frozen=True):
     """One injected fault. Durations in seconds; None where it never happened (in this history).
 
     detection_s: from injection to the first sign that anyone had of it; noticed_by and noticed_how: who, and by what
-    kind of event (`attempt_failed`: a controller's attempt on a target). mitigation_s: from injection to the last
-    dispatch that was wasted on a target before the controller first suspected it or opened its breaker, 0 without one
-    (until the heal if it never did). return_to_steady_s: from the heal (of the last fault that was
-    on with this one), by STEADY_RULE. followed: the next fault came before the run's end.
+    kind of event (`attempt_failed`: a controller's attempt on a target).
+    mitigation_s: the longest time from a strike (the injection, or a repetition of it) to a dispatch that was wasted
+    on a target before the controller first suspected it or opened its breaker, 0 without one (until the heal if it
+    never did).
+    return_to_steady_s: from the heal (of the last fault that was on with this one), by STEADY_RULE. followed: the next
+    fault came before the run's end.
     """
 
     name: str
@@ -123,7 +125,15 @@ def _mitigation(history: History, fault: FaultWindow) -> float:
         & (attempts["begun_s"] <= attempts["worker"].map(until_s).fillna(math.inf))
         & (attempts["outcome"] != "completed")
     ]
-    return 0.0 if wasted.empty else float(wasted["begun_s"].max() - fault.injected_s)
+    repeated = events[(events["kind"] == "fault_repeated") & events["subject"].isin(fault.targets)]["time_s"]
+    strikes = np.sort([fault.injected_s, *repeated[repeated.between(fault.injected_s, fault.healed_s)]])
+    before = strikes[np.searchsorted(strikes, wasted["begun_s"], side="right") - 1]
+    # What was under way when the next strike came was sent over a link that worked, and broke with it.
+    under_way = np.searchsorted(strikes, wasted["ended_s"], side="right") > np.searchsorted(
+        strikes, wasted["begun_s"], side="right"
+    )
+    late_s = (wasted["begun_s"] - before)[~under_way]
+    return 0.0 if late_s.empty else float(late_s.max())
 
 
 def _return_to_steady(history: History, span: QuietSpan) -> float | None:

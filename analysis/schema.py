@@ -146,6 +146,7 @@ EVENT_KINDS: dict[str, str] = {
     "phase_started": "a phase of the experiment began",
     "phase_ended": "a phase of the experiment ended",
     "run_ended": "the last phase is over and the load has drained",
+    "fault_repeated": "a fault that strikes again and again struck the subject once more",
     "guard": "a stop condition was met",
     "note": "a remark of the director",
 }

@@ -4,13 +4,14 @@ import os
 import platform
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from analysis.history import RunInfo
@@ -19,7 +20,7 @@ from analysis.load import load_history
 from analysis.merge import merge, write_parquet
 from analysis.recorder import RecorderError
 from analysis.report import write_report
-from analysis.tables import REFERENCES_SCHEMA
+from analysis.tables import REFERENCES_SCHEMA, TOKEN_GAPS_SCHEMA
 from analysis.verdict import Verdict
 from chaos.director import PROBE_PREFIX
 from chaos.experiment import Experiment
@@ -48,11 +49,18 @@ class ResultsDirectory:
         except OSError as error:
             raise RecorderError(f"{self.path}: cannot be made: {error.strerror}") from error
         self._write("experiment.yaml", yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False))
-        self.write_info((), True, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
+        self.write_info((), True, 0.0, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
         self._point_latest(base)
 
     def write_info(
-        self, invariants: tuple[int, ...], exact_tokens: bool, *, complete: bool, ended_by: str, notes: list[str]
+        self,
+        invariants: tuple[int, ...],
+        exact_tokens: bool,
+        token_gap_max_nats: float,
+        *,
+        complete: bool,
+        ended_by: str,
+        notes: list[str],
     ) -> None:
         """`run.json`."""
         info = RunInfo(
@@ -64,6 +72,7 @@ class ResultsDirectory:
             ended_by=ended_by,
             invariants=list(invariants),
             exact_tokens=exact_tokens,
+            log_probability_gap_max=token_gap_max_nats,
             notes=notes,
         )
         self._write("run.json", msgspec.json.format(msgspec.json.encode(info), indent=1).decode())
@@ -97,6 +106,17 @@ class ResultsDirectory:
         """`references.parquet`."""
         rows = [{"prompt_id": prompt_id, "tokens": tokens} for prompt_id, tokens in references.items()]
         write_parquet(pa.Table.from_pylist(rows, schema=REFERENCES_SCHEMA), self.path / "references.parquet")
+
+    def write_token_gaps(self, gaps: Sequence[tuple[str, int, float]]) -> None:
+        """`token_gaps.parquet`, from (request id, index of a token, gap in nats)."""
+        rows = [{"request_id": request_id, "index": index, "gap": gap} for request_id, index, gap in gaps]
+        write_parquet(pa.Table.from_pylist(rows, schema=TOKEN_GAPS_SCHEMA), self.path / "token_gaps.parquet")
+
+    def completions(self) -> Iterator[tuple[str, str, list[Token]]]:
+        """Request id, prompt id and delivered tokens of every merged request."""
+        table = pq.read_table(self.path / "requests.parquet", columns=["request_id", "prompt_id", "tokens"])
+        for row in table.to_pylist():
+            yield row["request_id"], row["prompt_id"], row["tokens"]
 
     def write_error(self, text: str) -> Path:
         """`error.txt`: the traceback of an error of ours."""

@@ -19,13 +19,13 @@ from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
+from chaos.oracle import consult
 from chaos.progress import Progress
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.world import HandleError, InfrastructureError, World
 from workloads.capacity import CapacityUnknown, InfeasibleRate
-from workloads.schedule import unique_prompts
 
 EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
@@ -108,6 +108,9 @@ def _execute(
             if session.ended_by != INTERRUPTED:
                 raise
     else:
+        if address is None:
+            # Read when Ray is imported: unless it believes that the host is alone, it listens on every interface.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         from chaos.worlds.live import LiveWorld
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
@@ -167,15 +170,20 @@ class _Session:
         results.write_environment(world.environment())
         if director.complete and not self._interrupted():
             self._progress.phase("reference completions")
-            references = await world.references(unique_prompts(director.schedule))
-            if references is not None:
-                results.write_references(references)
+            await consult(world, results, director.schedule)
         if director.rate is not None:
             notes.append(f"offered {director.rate.statement}")
         complete = director.complete
         if self._interrupted():
             complete, self.ended_by = False, INTERRUPTED
-        results.write_info(world.invariants, world.exact_tokens, complete=complete, ended_by=self.ended_by, notes=notes)
+        results.write_info(
+            world.invariants,
+            world.exact_tokens,
+            world.token_gap_max_nats,
+            complete=complete,
+            ended_by=self.ended_by,
+            notes=notes,
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ broker does not list it any more.
 from collections.abc import Sequence
 from typing import ClassVar
 
+from analysis.schema import EventRow
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
 from chaos.worlds.world import Cut, LinkState, World
@@ -83,6 +84,7 @@ class Partition:
             while world.now() + _RESET_EVERY_S < until_s:
                 await world.sleep(_RESET_EVERY_S)
                 for target in self._targets:
+                    world.record(EventRow(world.clock(), "fault_repeated", target))
                     await world.link(target).cut(self._cut, self._ttl_s)
         await world.sleep(until_s - world.now())
 

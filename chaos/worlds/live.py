@@ -25,7 +25,7 @@ from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import HandleError, InfrastructureError
 from cluster.engine.blas import Blas, find_blas, preload_environment
-from cluster.engine.reference import compute, is_exact
+from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
 from cluster.live.actors import NodeActor, agent_actor, node_actor
 from cluster.live.host import CONTROLLER, NodeLook, NodeSpec
@@ -220,6 +220,11 @@ class LiveWorld:
         self._director.append(row, time.monotonic())
         self._director.flush()
 
+    @property
+    def token_gap_max_nats(self) -> float:
+        """See World. Rounding moves log-probabilities by about 1e-5 in float32, by 1e-2 in half precision."""
+        return 1e-4 if self.exact_tokens else 0.05
+
     def environment(self) -> dict[str, object]:
         """See World."""
         return {
@@ -236,6 +241,10 @@ class LiveWorld:
         """See World."""
         found = await asyncio.to_thread(compute, self._experiment.cluster.model, list(prompts.values()))
         return dict(zip(prompts, found, strict=True))
+
+    async def token_gaps(self, cases: Sequence[tuple[Sequence[Token], Sequence[Token]]]) -> list[list[float]]:
+        """See World."""
+        return await asyncio.to_thread(compute_gaps, self._experiment.cluster.model, cases)
 
     async def stop(self) -> None:
         """See World."""

@@ -1,5 +1,6 @@
 """The simulated world: the same nodes, director and faults on a virtual clock, deterministic by seed."""
 
+import math
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ class SimulatedWorld:
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run the director on the virtual clock until it ends."""
         self._kernel.run(coroutine)
+
+    @property
+    def token_gap_max_nats(self) -> float:
+        """See World."""
+        return 0.0
 
     def now(self) -> float:
         """See World."""
@@ -228,6 +234,10 @@ class SimulatedWorld:
         """See World."""
         vocabulary = self._cluster.costs.vocabulary
         return {name: completion(prompt, most, vocabulary) for name, (prompt, most) in prompts.items()}
+
+    async def token_gaps(self, cases: Sequence[tuple[Sequence[Token], Sequence[Token]]]) -> list[list[float]]:
+        """See World. The timed engine has no probabilities: a token is right or infinitely wrong."""
+        return [[math.inf] * len(delivered) for _, delivered in cases]
 
     def _collector(self, node: str, incarnation: int) -> MetricsCollector:
         collector = MetricsCollector(self._raw, node, incarnation)

@@ -88,6 +88,11 @@ class World(Protocol):
     kind: str
     invariants: tuple[int, ...]
     exact_tokens: bool
+    """Whether tokens equal the reference's but for near-ties. Where kernels depend on a batch's shape they need not."""
+
+    @property
+    def token_gap_max_nats(self) -> float:
+        """How far a token that differs from the reference's may lie below its best one: 0 where none may differ."""
 
     def now(self) -> float:
         """Seconds since the load began; negative before."""
@@ -130,6 +135,9 @@ class World(Protocol):
 
     async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]] | None:
         """The completion of each prompt id, from (prompt, output cap); None when nobody can tell here."""
+
+    async def token_gaps(self, cases: Sequence[tuple[Sequence[Token], Sequence[Token]]]) -> list[list[float]]:
+        """For each (prompt, delivered tokens): how far each token lies below the reference's best one, in nats."""
 
     async def stop(self) -> None:
         """End everything that was started. Never raises for what is gone already."""

@@ -1,0 +1,30 @@
+"""After a run: what the model itself would have answered, and how far a different answer is from that."""
+
+from chaos.results import ResultsDirectory
+from chaos.worlds.world import World
+from workloads.schedule import ScheduledRequest, unique_prompts
+
+
+async def consult(world: World, results: ResultsDirectory, schedule: list[ScheduledRequest]) -> None:
+    """Write `references.parquet`, and `token_gaps.parquet` for the streams that differ, from their first difference."""
+    prompts = unique_prompts(schedule)
+    references = await world.references(prompts)
+    if references is None:
+        return
+    results.write_references(references)
+    differing: list[tuple[str, int]] = []
+    cases: list[tuple[tuple[int, ...], list[int]]] = []
+    for request_id, prompt_id, delivered in results.completions():
+        reference = references.get(prompt_id, [])
+        pairs = enumerate(zip(delivered, reference, strict=False))
+        index = next((number for number, (ours, theirs) in pairs if ours != theirs), None)
+        if index is not None:
+            differing.append((request_id, index))
+            cases.append((prompts[prompt_id][0], delivered))
+    measured = await world.token_gaps(cases) if cases else []
+    rows = [
+        (request_id, index, gaps[index])
+        for (request_id, first), gaps in zip(differing, measured, strict=True)
+        for index in range(first, len(gaps))
+    ]
+    results.write_token_gaps(rows)
