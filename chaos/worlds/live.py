@@ -123,6 +123,10 @@ class LiveWorld:
             self.exact_tokens = await self._in_thread(is_exact, cluster.model)
         except ModelUnavailable as error:
             raise InfrastructureError(str(error)) from error
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            # What a damaged weight file says of its own header can be anything.
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InfrastructureError(f"model {cluster.model} does not load, its files are damaged: {said}") from error
         # Whatever makes a start impossible is better said before Ray has been started for nothing.
         await self._in_thread(self._servers.check, cluster.toxiproxy_url, cluster.toxiproxy_port)
         await asyncio.gather(
