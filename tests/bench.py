@@ -101,7 +101,14 @@ def simulated_rows() -> list[Row]:
         virtual_s = world.clock()
         results.write_plan(director.schedule)
         results.merge(world.origin_s)
-        results.write_info(world.invariants, True, complete=director.complete, ended_by="the last phase", notes=[])
+        results.write_info(
+            world.invariants,
+            world.exact_tokens,
+            world.token_gap_max_nats,
+            complete=director.complete,
+            ended_by="the last phase",
+            notes=[],
+        )
         verdict = judge(load_history(results.path))
         judged_s = time.perf_counter() - began_s - ran_s
     offered = verdict.counts.offered
