@@ -124,7 +124,9 @@ class WorkerNode:
         refusal = self._refusal(dispatch)
         if refusal is not None:
             row = self._row(work, "refused", refusal, now)
-            return [*commands, row, self._tell([work.chunk(code=refusal)], now)]
+            told = self._tell([work.chunk(code=refusal)], now)
+            # The superseded attempt may have left a slot that others wait for.
+            return [*commands, row, told, *self._admit(now)]
         self._queue.push(work)
         self._timers.set(dispatch.attempt, dispatch.deadline_s)
         return commands + self._admit(now)

@@ -393,3 +393,14 @@ def test_kv_bytes_are_those_of_the_running_attempts() -> None:
     assert node.gauges().kv_bytes == (3 + 6) * 10
     node.handle(Received(Withdraw(AttemptId("a", 1, 1))), 0.1)
     assert node.gauges().kv_bytes == 0
+
+
+def test_a_slot_that_a_refused_successor_frees_goes_to_the_next_in_the_queue_at_once() -> None:
+    node = ready()
+    for name in "abc":
+        node.handle(Received(dispatch(AttemptId(name, 1, 1), 9.0)), 0.0)
+    assert node.gauges().queue_depth == 1
+    commands = node.handle(Received(dispatch(AttemptId("a", 1, 2), 9.0, most=38)), 0.1)
+    assert [chunk.code for chunk in chunks(commands)] == [Code.INVALID_REQUEST]
+    assert kinds(commands) == ["Remove", "Send", "Insert"]
+    assert node.gauges().queue_depth == 0
