@@ -4,6 +4,7 @@ It awaits only the world, so the same coroutine runs on asyncio and on virtual t
 """
 
 import json
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -17,8 +18,9 @@ from chaos.worlds.world import HandleError, Job, World
 from workloads.capacity import ResolvedRate, estimate_capacity, needs_capacity, plan_probe, resolve_rate
 from workloads.schedule import ScheduledRequest, build_schedule
 
-PROBE_PREFIX = "probe-"
 _TICK_S = 1.0
+_MOMENT_S = 1e-6
+"""Less is not worth sleeping for, and on a clock of large numbers would not move it."""
 _PROBE_PROMPTS = 200
 _DRAIN_SLACK_S = 2.0
 _HASTY_HEAL_S = 3.0
@@ -41,11 +43,20 @@ class Watcher(Protocol):
 class Director:
     """One run of an experiment in a world."""
 
-    def __init__(self, world: World, experiment: Experiment, seed: int, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        world: World,
+        experiment: Experiment,
+        seed: int,
+        watcher: Watcher,
+        planned: Callable[[list[ScheduledRequest]], None],
+    ) -> None:
+        """planned: told of the load before any of it is offered."""
         self._world = world
         self._experiment = experiment
         self._seed = seed
         self._watcher = watcher
+        self._planned = planned
         self._active: dict[str, _Injection] = {}
         self._jobs: list[Job] = []
         self.schedule: list[ScheduledRequest] = []
@@ -58,6 +69,7 @@ class Director:
         self._watcher.phase("start")
         await world.start()
         await self._plan_load()
+        self._planned(self.schedule)
         await world.begin_load(self.schedule)
         try:
             await self._walk_through_phases()
@@ -107,7 +119,7 @@ class Director:
                     injection = _Injection(fault_name, spec, faults.make(spec, self._experiment.node_names()))
                     self._jobs.append(world.spawn(self._carry_out(injection, start_s)))
             start_s += phase.duration_s
-            while (left_s := start_s - world.now()) > 0:
+            while (left_s := start_s - world.now()) > _MOMENT_S:
                 await world.sleep(min(_TICK_S, left_s))
                 await self._show(name, start_s - world.now())
             self._event("phase_ended", name)
