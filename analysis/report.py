@@ -19,6 +19,7 @@ from analysis import canvas, page, plots
 from analysis.history import History, UnreadableError, read_info
 from analysis.judge import SUFFERED_MAX, judge, write_verdict
 from analysis.load import load_history
+from analysis.salvage import salvage
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -172,6 +173,8 @@ def main(arguments: list[str]) -> int:
     try:
         # Asked first: it tells best that a directory is not one of results.
         read_info(directory)
+        for note in salvage(directory):
+            print(note, file=sys.stderr)
         history = load_history(directory)
         verdict = judge(history)
         write_verdict(directory, verdict)

@@ -210,3 +210,5 @@ class FaultRow(msgspec.Struct, frozen=True):
 Row = RequestRow | AttemptRow | EventRow | NodeRow | FaultRow
 ROW_TYPES: tuple[type[Row], ...] = (RequestRow, AttemptRow, EventRow, NodeRow, FaultRow)
 STAMP: dict[str, type] = {"node": str, "incarnation": int, "sequence": int}
+PROBE_PREFIX = "probe-"
+"""Requests whose id begins so belong to the capacity probe before the run, and to no table of the run."""

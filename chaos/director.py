@@ -49,7 +49,7 @@ class Director:
         experiment: Experiment,
         seed: int,
         watcher: Watcher,
-        planned: Callable[[list[ScheduledRequest]], None],
+        planned: Callable[[list[ScheduledRequest]], None] = lambda schedule: None,
     ) -> None:
         """planned: told of the load before any of it is offered."""
         self._world = world

@@ -20,9 +20,9 @@ from analysis.load import load_history
 from analysis.merge import merge, write_parquet
 from analysis.recorder import RecorderError
 from analysis.report import write_report
+from analysis.schema import PROBE_PREFIX
 from analysis.tables import REFERENCES_SCHEMA, TOKEN_GAPS_SCHEMA
 from analysis.verdict import Verdict
-from chaos.director import PROBE_PREFIX
 from chaos.experiment import Experiment
 from cluster.protocol import Token
 from workloads.schedule import ScheduledRequest, schedule_rows
@@ -48,6 +48,7 @@ class ResultsDirectory:
             self.logs.mkdir()
         except OSError as error:
             raise RecorderError(f"{self.path}: cannot be made: {error.strerror}") from error
+        self.write_plan([])
         self._write("experiment.yaml", yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False))
         self.write_info((), True, 0.0, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
         self._point_latest(base)

@@ -98,7 +98,8 @@ def _execute(
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
         simulated = SimulatedWorld(experiment, seed, results.raw)
-        session = _Session(simulated, Director(simulated, experiment, seed, progress), results, progress)
+        director = Director(simulated, experiment, seed, progress, results.write_plan)
+        session = _Session(simulated, director, results, progress)
         try:
             simulated.run(session.whole())
         except BaseException as error:
@@ -114,7 +115,7 @@ def _execute(
         from chaos.worlds.live import LiveWorld
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
-        director = Director(live, experiment, seed, progress)
+        director = Director(live, experiment, seed, progress, results.write_plan)
         session = _Session(live, director, results, progress, lambda: live.interrupted)
         asyncio.run(live.guarded(session.whole()))
     return session.ended_by
@@ -165,7 +166,6 @@ class _Session:
         world, director, results = self._world, self._director, self._results
         self._progress.phase("stop")
         await world.stop()
-        results.write_plan(director.schedule)
         notes = results.merge(world.origin_s)
         results.write_environment(world.environment())
         if director.complete and not self._interrupted():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from analysis.schema import PROBE_PREFIX
 from cluster.live.actors import NodeActor
 from cluster.live.host import NodeSpec
 from cluster.protocol import Token
@@ -30,7 +31,7 @@ class GeneratorActor(NodeActor):
     ) -> None:
         """Keep requests in flight until `stop_s`."""
         spec = self.host.spec
-        prefix = f"probe-{spec.name}-"
+        prefix = f"{PROBE_PREFIX}{spec.name}-"
         timeout_s = spec.policy.client.deadline_s
         load = ClosedLoop(prompts, in_flight, start_s, stop_s, spec.model, timeout_s, prefix)
         self._completions = []

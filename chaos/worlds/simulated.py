@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.recorder import MetricsCollector
-from analysis.schema import Row
+from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.worlds.world import Cut, InfrastructureError, LinkState
@@ -165,7 +165,7 @@ class SimulatedWorld:
                 began_s + plan.duration_s,
                 self._cluster.model,
                 self._experiment.policy.client.deadline_s,
-                f"probe-{number}-",
+                f"{PROBE_PREFIX}{number}-",
             )
             self._drive(client, load, ProbeWatch(completions, began_s))
         await self.finish_load(plan.duration_s + 2 * self._experiment.policy.client.deadline_s)

@@ -26,6 +26,7 @@ _HEADS = 4
 _INTERMEDIATE = 344
 _VOCABULARY = 512
 _CONTEXT = 8192
+_HEADER_BYTES_MAX = 64 * 2**20
 _SCALE = 2.0  # with the usual scale a random model repeats one token for ever, and every check of a stream is vacuous
 _SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|pad|>", "<|end|>")
 _PAD = _VOCABULARY - 2
@@ -78,11 +79,17 @@ def fingerprint(directory: Path) -> str:
 
 
 def data_types(directory: Path) -> frozenset[str]:
-    """The element types of a model's weights, as safetensors names them: `F32`, `BF16`, `U32` when quantised."""
+    """The element types of a model's weights, as safetensors names them: `F32`, `BF16`, `U32` when quantised.
+
+    Raises ModelUnavailable for a damaged file.
+    """
     types: set[str] = set()
     for file in directory.glob("*.safetensors"):
         with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _HEADER_BYTES_MAX:
+                raise ModelUnavailable(f"{file}: not a safetensors file: its header would take {length} bytes")
+            header = json.loads(stream.read(length))
         types |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
     return frozenset(types)
 

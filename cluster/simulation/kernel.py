@@ -100,7 +100,7 @@ class Kernel:
         heapq.heappush(self._heap, (max(time_s, self.now), self._counter, callback))
 
     async def sleep(self, seconds: float) -> None:
-        """Suspend the calling coroutine for virtual seconds."""
+        """Suspend the calling coroutine for virtual seconds; others of the same instant run meanwhile."""
         await _Until(self.now + max(0.0, seconds))
 
     def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> Task[Result]:

@@ -1,0 +1,38 @@
+"""What the README shows a newcomer works as it stands."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from chaos.resolve import load
+from chaos.run import main
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_example_experiment_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    path = tmp_path / "my_partition.yaml"
+    path.write_text(example)
+    assert load(path).name == yaml.safe_load(example)["name"]
+
+
+def test_every_file_of_the_code_map_exists() -> None:
+    table = README.read_text().partition("| where | what |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.count("|") == 3 and "`" in line]
+    assert len(rows) > 5
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row)
+        package = README.parent / names[0].split("/")[0]
+        for name in names:
+            assert (README.parent / name).exists() or (package / name).exists(), name
+
+
+def test_the_commands_of_the_readme_are_accepted() -> None:
+    shown = r"^\.venv/bin/python -m chaos\.run (network_partition[^#\n]*)"
+    commands = re.findall(shown, README.read_text(), re.MULTILINE)
+    assert commands
+    for command in commands:
+        arguments = [part.strip("'") for part in command.split()]
+        assert main([*arguments, "--dry-run"]) == 0
