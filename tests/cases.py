@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import pyarrow.parquet as pq
 
 from analysis.history import UnreadableError
 from analysis.verdict import Outcome as VerdictOutcome
@@ -91,6 +92,7 @@ def cases() -> list[Case]:
         for cut in Cut
     ]
     found += [
+        Case("worker_stall_late", "exit 0, pass, late work refused", _delivered_late),
         Case("one_worker", "not pass, one sentence why", _one_worker),
         Case("weak_policy", "exit 1, fail, names who suffered", _weak_policy),
         Case("sabotage", "exit 4, invalid", _sabotage),
@@ -174,6 +176,21 @@ def _passes(out: Path, settings: Sequence[str]) -> Outcome:
     if verdict is not None:
         problems += _why_not_pass(verdict, by_success=CONTROLLER not in settings)
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _delivered_late(out: Path) -> Outcome:
+    """With patient links a stall's bytes arrive after the heal, long past the deadline of what they ask for."""
+    outcome = _passes(out, settings=("faults.cut.mode=stall", "policy.link.ping_s=30", "policy.link.broker_ping_s=30"))
+    for events in out.rglob("events.parquet"):
+        details = pq.read_table(events, filters=[("kind", "=", "attempt_discarded")])["detail"].to_pylist()
+        late = sum("past its deadline" in detail for detail in details)
+        outcome.figures += f", {late} late attempts refused"
+        if not late:
+            outcome.problems.append("no attempt arrived late, so none was refused")
+        break
+    else:
+        outcome.problems.append("no events")
+    return outcome
 
 
 def _why_not_pass(verdict: Verdict, *, by_success: bool) -> list[str]:
