@@ -7,8 +7,8 @@ import msgspec
 from analysis.history import RunInfo, read_info
 from analysis.judge import read_verdict
 from analysis.merge import MergeReport, merge
+from analysis.schema import PROBE_PREFIX
 from analysis.verdict import Verdict
-from chaos.director import PROBE_PREFIX
 
 FILES = (
     "experiment.yaml",
