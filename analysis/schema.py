@@ -7,7 +7,7 @@ column whose name ends in `_s` and is listed in `TIME_COLUMNS` into seconds sinc
 This module is a leaf that everyone may import: it knows neither Arrow nor the cluster.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -182,6 +182,11 @@ class NodeRow(msgspec.Struct, frozen=True):
     mlx_peak_bytes: int | None = None
     gpu_busy: float | None = None
     gpu_busy_reason: str = ""
+
+    @classmethod
+    def of(cls, time_s: float, gauges: Gauges, **levels: Any) -> "NodeRow":
+        """A sample from a node's gauges and, by name, what its shell knows of its process and its link."""
+        return cls(time_s=time_s, **msgspec.structs.asdict(gauges), **levels)
 
 
 class FaultRow(msgspec.Struct, frozen=True):

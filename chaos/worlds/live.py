@@ -11,7 +11,6 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 from ray.exceptions import RayError
@@ -23,7 +22,7 @@ from chaos.progress import Snapshot
 from chaos.undo import ProcessEntry
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
-from chaos.worlds.world import HandleError, InfrastructureError
+from chaos.worlds.world import HandleError, InfrastructureError, snapshot
 from cluster.engine.blas import Blas, find_blas, preload_environment
 from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
@@ -203,21 +202,7 @@ class LiveWorld:
         for node, look in looks.items():
             if look.failure:
                 raise InfrastructureError(f"{node}: {look.failure}")
-        states = looks[CONTROLLER].workers if CONTROLLER in looks else {}
-        recent = standing.recent_s
-        return Snapshot(
-            elapsed_s=self.now(),
-            phase="",
-            offered=standing.offered,
-            completed=standing.completed,
-            failed=standing.failed,
-            refused=standing.refused,
-            in_flight=standing.in_flight,
-            latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
-            latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
-            workers={worker: liveness for worker, (liveness, _) in states.items()},
-            breakers={worker: breaker for worker, (_, breaker) in states.items()},
-        )
+        return snapshot(self.now(), standing, looks[CONTROLLER].workers if CONTROLLER in looks else {})
 
     def record(self, row: Row) -> None:
         """See World."""

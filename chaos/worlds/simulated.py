@@ -5,13 +5,11 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analysis.recorder import MetricsCollector
 from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.worlds.world import Cut, InfrastructureError, LinkState
+from chaos.worlds.world import Cut, InfrastructureError, LinkState, snapshot
 from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
@@ -193,21 +191,7 @@ class SimulatedWorld:
         """See World."""
         now = self._kernel.now
         standing = total([watch.standing(now, self._loads[client].finished) for client, watch in self._watches.items()])
-        states = self._cluster.controller.workers()
-        recent = standing.recent_s
-        return Snapshot(
-            elapsed_s=self.now(),
-            phase="",
-            offered=standing.offered,
-            completed=standing.completed,
-            failed=standing.failed,
-            refused=standing.refused,
-            in_flight=standing.in_flight,
-            latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
-            latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
-            workers={worker: liveness for worker, (liveness, _) in states.items()},
-            breakers={worker: breaker for worker, (_, breaker) in states.items()},
-        )
+        return snapshot(self.now(), standing, self._cluster.controller.workers())
 
     def record(self, row: Row) -> None:
         """See World."""

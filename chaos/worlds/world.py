@@ -3,11 +3,12 @@
 Everything that waits is `async` and awaits only the world, so that one director runs on asyncio and on virtual time.
 """
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from analysis.schema import Row
 from chaos.progress import Snapshot
@@ -15,6 +16,7 @@ from cluster.protocol import Token
 from workloads.capacity import Completion, ProbePlan
 from workloads.schedule import ScheduledRequest
 from workloads.vocabulary import PromptVocabulary
+from workloads.watch import Standing
 
 
 class InfrastructureError(Exception):
@@ -57,6 +59,24 @@ class LinkState(msgspec.Struct, frozen=True):
     broker_in: int | None
     broker_out: int | None
     broker_pending_bytes: int | None
+
+
+def snapshot(elapsed_s: float, standing: Standing, workers: Mapping[str, tuple[str, str]]) -> Snapshot:
+    """How a run stands, without phase and faults. workers: liveness and breaker state by name."""
+    recent = standing.recent_s
+    return Snapshot(
+        elapsed_s=elapsed_s,
+        phase="",
+        offered=standing.offered,
+        completed=standing.completed,
+        failed=standing.failed,
+        refused=standing.refused,
+        in_flight=standing.in_flight,
+        latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
+        latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
+        workers={worker: liveness for worker, (liveness, _) in workers.items()},
+        breakers={worker: breaker for worker, (_, breaker) in workers.items()},
+    )
 
 
 class Link(Protocol):

@@ -13,7 +13,7 @@ import msgspec
 import psutil
 
 from analysis.recorder import MetricsCollector
-from analysis.schema import EventRow, NodeRow
+from analysis.schema import EventRow, Gauges, NodeRow
 from cluster.caller import Observer, Source
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
@@ -194,20 +194,9 @@ class HostAgent:
         for pid in self._pids:
             with contextlib.suppress(psutil.Error):
                 resident += psutil.Process(pid).memory_info().rss
-        return NodeRow(
-            time_s=time.monotonic(),
-            role="host",
-            queue_depth=0,
-            queue_max=-1,
-            active=0,
-            active_max=-1,
-            open_requests=0,
-            open_requests_max=-1,
-            kv_bytes=0,
-            kv_bytes_max=-1,
-            workers_ready=-1,
-            breakers_open=-1,
-            tokens_made=0,
+        return NodeRow.of(
+            time.monotonic(),
+            Gauges(role="host"),
             link_up=True,
             messages_in=0,
             messages_out=0,

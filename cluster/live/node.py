@@ -177,22 +177,11 @@ class LiveNode:
             self._collector.flush()
 
     def _row(self) -> NodeRow:
-        gauges, facts = self.node.gauges(), self.link.facts()
+        facts = self.link.facts()
         memory = self.engine.memory() if self.engine is not None else {}
-        return NodeRow(
-            time_s=time.monotonic(),
-            role=gauges.role,
-            queue_depth=gauges.queue_depth,
-            queue_max=gauges.queue_max,
-            active=gauges.active,
-            active_max=gauges.active_max,
-            open_requests=gauges.open_requests,
-            open_requests_max=gauges.open_requests_max,
-            kv_bytes=gauges.kv_bytes,
-            kv_bytes_max=gauges.kv_bytes_max,
-            workers_ready=gauges.workers_ready,
-            breakers_open=gauges.breakers_open,
-            tokens_made=gauges.tokens_made,
+        return NodeRow.of(
+            time.monotonic(),
+            self.node.gauges(),
             link_up=facts.connected,
             messages_in=facts.messages_in,
             messages_out=facts.messages_out,

@@ -176,21 +176,10 @@ class SimulatedNode:
             self._kernel.at(self._kernel.now + SAMPLE_S, self._keep_sampling)
 
     def _sample(self) -> None:
-        now, gauges, counters = self._kernel.now, self.node.gauges(), self.link.counters()
-        row = NodeRow(
-            time_s=now,
-            role=gauges.role,
-            queue_depth=gauges.queue_depth,
-            queue_max=gauges.queue_max,
-            active=gauges.active,
-            active_max=gauges.active_max,
-            open_requests=gauges.open_requests,
-            open_requests_max=gauges.open_requests_max,
-            kv_bytes=gauges.kv_bytes,
-            kv_bytes_max=gauges.kv_bytes_max,
-            workers_ready=gauges.workers_ready,
-            breakers_open=gauges.breakers_open,
-            tokens_made=gauges.tokens_made,
+        now, counters = self._kernel.now, self.link.counters()
+        row = NodeRow.of(
+            now,
+            self.node.gauges(),
             link_up=counters.connected,
             messages_in=counters.node_in,
             messages_out=counters.node_out,
