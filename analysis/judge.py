@@ -136,15 +136,17 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
 def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[Outcome, str]:
     where = f" in phase {criterion.phase}" if criterion.phase else ""
     complete = history.info.complete
+    unit = METRICS[criterion.metric].unit
+    name = criterion.metric.removesuffix("_s").replace("_", " ")
     if seen.value is None:
         if seen.estimator != "observed" or seen.samples == 0:
             return (
                 Outcome.INCONCLUSIVE,
-                f"{criterion.metric}{where}: {seen.samples} samples are too few to say anything",
+                f"{name}{where}: {seen.samples} samples are too few to say anything",
             )
-        text = f"{criterion.metric}: it never happened before the run ended"
+        text = f"{name}: it never happened before the run ended"
         return (Outcome.FAIL if complete else Outcome.INCONCLUSIVE), text
-    text = f"{criterion.metric}{where} is {seen.value:.5g} (limit {_limit(criterion)}, n = {seen.samples})"
+    text = f"{name}{where} is {_shown(seen.value, unit)} (limit {_limit_shown(criterion, unit)}, n = {seen.samples})"
     least = -math.inf if criterion.at_least is None else criterion.at_least
     most = math.inf if criterion.at_most is None else criterion.at_most
     if not least <= seen.value <= most:
@@ -161,8 +163,8 @@ def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[O
     side, bound = ("at least", lower) if lower < least else ("at most", upper)
     if math.isinf(bound):
         return Outcome.INCONCLUSIVE, f"{text}: too few samples for a bound with {criterion.confidence:.0%} confidence"
-    text = f"{text}, yet all that can be said with {criterion.confidence:.0%} confidence is {side} {bound:.5g}"
-    return Outcome.INCONCLUSIVE, text
+    said = f"all that can be said with {criterion.confidence:.0%} confidence is {side} {_shown(bound, unit)}"
+    return Outcome.INCONCLUSIVE, f"{text}, yet {said}"
 
 
 def _phase_over(history: History, name: str | None) -> bool:
@@ -170,12 +172,23 @@ def _phase_over(history: History, name: str | None) -> bool:
 
 
 def _limit(criterion: Criterion) -> str:
+    return _limit_shown(criterion, "")
+
+
+def _limit_shown(criterion: Criterion, unit: str) -> str:
     sides = []
     if criterion.at_least is not None:
-        sides.append(f">= {criterion.at_least:g}")
+        sides.append(f">= {_shown(criterion.at_least, unit)}")
     if criterion.at_most is not None:
-        sides.append(f"<= {criterion.at_most:g}")
+        sides.append(f"<= {_shown(criterion.at_most, unit)}")
     return " and ".join(sides) or "none"
+
+
+def _shown(value: float, unit: str) -> str:
+    """A value for people: shares in per cent, everything else in its unit."""
+    if unit == "share":
+        return f"{100 * value:.5g} %"
+    return f"{value:.5g} {unit}".rstrip()
 
 
 def _planned_faults(history: History) -> dict[str, dict[str, Any]]:

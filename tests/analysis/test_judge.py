@@ -58,7 +58,7 @@ def test_a_rate_below_its_limit_fails_and_names_who_suffered() -> None:
         fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
     verdict = verdict_of(run)
     assert verdict.verdict is Outcome.FAIL
-    assert verdict.reasons[0] == "success_rate in phase fault is 0.9 (limit >= 0.95, n = 100)"
+    assert verdict.reasons[0] == "success rate in phase fault is 90 % (limit >= 95 %, n = 100)"
     assert verdict.suffered == [f"r{number}" for number in range(130, 140)]
     assert verdict.counts.failed == 10
 
@@ -67,7 +67,7 @@ def test_a_rate_that_the_sample_cannot_show_is_inconclusive() -> None:
     strict = {"metric": "success_rate", "phase": "fault", "at_least": 0.99}
     result = criterion(verdict_of(expecting(fresh(), strict=strict)), "strict")
     assert result.verdict is Outcome.INCONCLUSIVE
-    assert "all that can be said with 99% confidence is at least 0.95499" in result.explanation
+    assert "all that can be said with 99% confidence is at least 95.499 %" in result.explanation
     many = {"metric": "success_rate", "phase": "fault", "at_least": 0.9, "samples_min": 460}
     result = criterion(verdict_of(expecting(fresh(), many=many)), "many")
     assert result.verdict is Outcome.INCONCLUSIVE
@@ -142,7 +142,7 @@ def test_an_unsteady_baseline_makes_the_run_invalid() -> None:
         fail(run, f"r{number}", "ENGINE_ERROR")
     verdict = verdict_of(run)
     assert verdict.verdict is Outcome.INVALID
-    assert verdict.reasons[0].startswith("the cluster was not in its steady state before the fault: success_rate")
+    assert verdict.reasons[0].startswith("the cluster was not in its steady state before the fault: success rate")
 
 
 def test_an_unsteady_recovery_fails() -> None:
@@ -194,7 +194,7 @@ def test_corrupt_answers_come_before_missed_expectations() -> None:
         fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
     reasons = verdict_of(run).reasons
     assert reasons[0].startswith("invariant 5")
-    assert reasons[1].startswith("success_rate in phase fault")
+    assert reasons[1].startswith("success rate in phase fault")
 
 
 def test_a_cluster_with_nobody_left_says_why() -> None:
