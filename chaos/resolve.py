@@ -4,6 +4,7 @@ Nothing is started before everything has been checked here.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,6 +21,9 @@ from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
 from cluster.policy import Policy
 
 T = TypeVar("T")
+# PyYAML lets what its constructors stumble over (a month 13, five thousand digits, endless brackets) out as it is.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+_SHOWN_MAX = 300
 _TEMPLATE_TOKENS_MAX = 64
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
@@ -38,16 +42,18 @@ def load(path: Path, settings: Sequence[str] = (), policy: str | None = None) ->
     Raises ExperimentError.
     """
     document = _read(path)
-    if policy is not None:
-        document["policy"] = _merged(_policy(policy), document.get("policy") or {})
+    own = document.get("policy") or {}
+    if policy is not None and isinstance(own, dict):
+        document["policy"] = _merged(_policy(policy), own)
     for setting in settings:
         _set(document, setting)
-    source = f"{path.name} with {' '.join(f'--set {setting}' for setting in settings)}" if settings else path.name
+    told = " ".join(f"--set {_shown(setting)}" for setting in settings)
+    source = f"{path.name} with {told}" if settings else path.name
     try:
         experiment = _convert(document)
         check(experiment)
     except _Wrong as wrong:
-        raise ExperimentError(f"{source}: {wrong.field}: {wrong.what}") from None
+        raise ExperimentError(f"{source}: {_shown(wrong.field)}: {_shown(wrong.what)}") from None
     return experiment
 
 
@@ -104,6 +110,9 @@ def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -
         _one_of(f"{field}.phase", criterion.phase, experiment.phases, "phase")
     if (criterion.at_least is None) == (criterion.at_most is None):
         raise _Wrong(field, "expected one of at_least and at_most")
+    for side, limit in (("at_least", criterion.at_least), ("at_most", criterion.at_most)):
+        if limit is not None and not math.isfinite(limit):
+            raise _Wrong(f"{field}.{side}", f"expected a finite number, got {limit}")
     if criterion.when_target is not None:
         _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller"), "role")
 
@@ -115,13 +124,19 @@ def _one_of(field: str, value: str, known: Mapping[str, object] | Sequence[str],
         raise _Wrong(field, f"no {noun} named {value!r}; there is {listed}")
 
 
+def _shown(text: str) -> str:
+    """Of somebody's text as much as fits into a line, with nothing in it that a terminal would obey."""
+    short = text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in short)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except _NOT_YAML as error:
+        raise ExperimentError(f"{path}: not YAML: {_shown(' '.join(str(error).split()))}") from None
     if not isinstance(document, dict):
         raise ExperimentError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     return cast(dict[str, Any], document)
@@ -150,18 +165,18 @@ def _set(document: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ExperimentError(f"--set {setting}: expected path.to.field=value")
+        raise ExperimentError(f"--set {_shown(setting)}: expected path.to.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ExperimentError(f"--set {setting}: the value is not YAML") from None
+    except _NOT_YAML:
+        raise ExperimentError(f"--set {_shown(setting)}: the value is not YAML") from None
     place = document
     for key in keys[:-1]:
         inner = place.get(key)
         if inner is None:
             inner = place[key] = {}
         if not isinstance(inner, dict):
-            raise ExperimentError(f"--set {setting}: {key} is not a section")
+            raise ExperimentError(f"--set {_shown(setting)}: {_shown(key)} is not a section")
         place = inner
     place[keys[-1]] = value
 
@@ -186,6 +201,8 @@ def _typed(prefix: str, value: object, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _explained(prefix, str(error), kind) from None
+    except UnicodeEncodeError:
+        raise _Wrong(prefix or "the file", "expected Unicode, got half of a surrogate pair") from None
 
 
 def _explained(prefix: str, text: str, kind: type) -> _Wrong:
@@ -197,6 +214,10 @@ def _explained(prefix: str, text: str, kind: type) -> _Wrong:
     unknown = _UNKNOWN.search(match["what"])
     if unknown is None:
         what = match["what"][0].lower() + match["what"][1:]
+        part, colon, rest = what.partition(": ")
+        if colon and part.isidentifier():
+            # A struct's own check names the field that it is about.
+            field, what = ".".join(filter(None, (field, part))), rest
         return _Wrong(field or "the file", what.replace("`", ""))
     for part in filter(None, path.split(".")):
         inner = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(part)
