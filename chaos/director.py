@@ -15,7 +15,7 @@ from chaos.experiment import Experiment, FaultSpec
 from chaos.faults import Evidence, Fault
 from chaos.progress import Snapshot
 from chaos.worlds.world import HandleError, Job, World
-from workloads.capacity import ResolvedRate, estimate_capacity, needs_capacity, plan_probe, resolve_rate
+from workloads.capacity import InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
 from workloads.schedule import ScheduledRequest, build_schedule
 
 _TICK_S = 1.0
@@ -88,23 +88,21 @@ class Director:
         spec, policy = self._experiment.workload, self._experiment.policy
         vocabulary = await self._world.vocabulary()
         duration_s = sum(phase.duration_s for phase in self._experiment.phases.values())
-        capacity = None
-        if needs_capacity(spec):
-            self._watcher.phase("capacity probe")
-            plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
-            sample = build_schedule(spec, _PROBE_PROMPTS, 1.0, self._seed, vocabulary)
-            prompts = [(request.prompt, request.max_tokens) for request in sample]
-            capacity = estimate_capacity(await self._world.probe(plan, prompts), plan).requests_per_s
+        # Measured even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards.
+        self._watcher.phase("capacity probe")
+        plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
+        sample = build_schedule(spec, _PROBE_PROMPTS, 1.0, self._seed, vocabulary)
+        prompts = [(request.prompt, request.max_tokens) for request in sample]
+        capacity = estimate_capacity(await self._world.probe(plan, prompts), plan).requests_per_s
         self.rate = resolve_rate(spec, capacity)
         self._watcher.note(f"offering {self.rate.statement}")
-        self.schedule = build_schedule(
-            spec,
-            self.rate.per_s,
-            duration_s,
-            self._seed,
-            vocabulary,
-            context_max_tokens=policy.worker.context_max_tokens,
-        )
+        context = policy.worker.context_max_tokens
+        try:
+            self.schedule = build_schedule(
+                spec, self.rate.per_s, duration_s, self._seed, vocabulary, context_max_tokens=context
+            )
+        except ValueError as error:
+            raise InfeasibleRate(f"workload: {error}") from error
 
     async def _walk_through_phases(self) -> None:
         world = self._world

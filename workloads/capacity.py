@@ -69,7 +69,7 @@ def estimate_capacity(completions: Iterable[Completion], plan: ProbePlan) -> Cap
     if len(counted) < COMPLETIONS_MIN:
         raise CapacityUnknown(
             f"capacity probe: {len(counted)} requests completed in {plan.measure_s:g} s, "
-            f"at least {COMPLETIONS_MIN} are needed; probe longer, or give the rate in requests per second"
+            f"at least {COMPLETIONS_MIN} are needed to tell a rate; ask for fewer tokens, or take a smaller model"
         )
     return Capacity(
         requests_per_s=len(counted) / plan.measure_s,
@@ -79,21 +79,13 @@ def estimate_capacity(completions: Iterable[Completion], plan: ProbePlan) -> Cap
     )
 
 
-def needs_capacity(spec: WorkloadSpec) -> bool:
-    """Whether the spec's rate cannot be known without measuring the cluster."""
-    return any(text is not None and Rate.parse(text).share is not None for text in _texts(spec).values())
-
-
-def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float | None) -> ResolvedRate:
+def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> ResolvedRate:
     """The spec's rate, within its bounds, in requests per second.
 
-    capacity_requests_per_s: None when it was not measured. Raises InfeasibleRate when an absolute rate or rate_min is
-    above the capacity (a share above 100 % asks for overload and gets it), CapacityUnknown when a share has no
-    capacity to be a share of, ValueError when the capacity is not positive.
+    Raises InfeasibleRate when an absolute rate or rate_min is above the capacity (a share above 100 % asks for overload
+    and gets it), ValueError when the capacity is not positive.
     """
-    if capacity_requests_per_s is None and needs_capacity(spec):
-        raise CapacityUnknown(f"rate {spec.rate} is relative, and the capacity of the cluster was not measured")
-    if capacity_requests_per_s is not None and not capacity_requests_per_s > 0:
+    if not capacity_requests_per_s > 0:
         raise ValueError(f"expected a positive capacity, got {capacity_requests_per_s:g} requests/s")
     asked = {field: _per_s(text, capacity_requests_per_s) for field, text in _texts(spec).items() if text is not None}
     field, per_s = "rate", asked["rate"]
@@ -104,8 +96,6 @@ def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float | None) -> R
         field, per_s = "rate_max", asked["rate_max"]
     text = _texts(spec)[field] or ""
     origin = text if field == "rate" else f"{field} {text} instead of {spec.rate}"
-    if capacity_requests_per_s is None:
-        return ResolvedRate(per_s, f"{per_s:.1f} requests/s ({origin}); capacity not measured")
     share = per_s / capacity_requests_per_s
     measured = f"{share:.0%} of the measured capacity of {capacity_requests_per_s:.1f} requests/s"
     if share > 1 and Rate.parse(text).per_s is not None:
@@ -122,10 +112,9 @@ def _texts(spec: WorkloadSpec) -> dict[str, str | None]:
     return {"rate": spec.rate, "rate_min": spec.rate_min, "rate_max": spec.rate_max}
 
 
-def _per_s(text: str, capacity_requests_per_s: float | None) -> float:
+def _per_s(text: str, capacity_requests_per_s: float) -> float:
     rate = Rate.parse(text)
     if rate.per_s is not None:
         return rate.per_s
-    if rate.share is None or capacity_requests_per_s is None:
-        raise CapacityUnknown(f"rate {text} is relative, and the capacity of the cluster was not measured")
+    assert rate.share is not None
     return rate.share * capacity_requests_per_s

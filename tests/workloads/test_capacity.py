@@ -10,7 +10,6 @@ from workloads.capacity import (
     InfeasibleRate,
     ProbePlan,
     estimate_capacity,
-    needs_capacity,
     plan_probe,
     resolve_rate,
 )
@@ -48,10 +47,9 @@ def test_a_probe_that_saw_little_claims_nothing() -> None:
         (WorkloadSpec(rate="12/s", rate_max="5%"), 100, 5, "rate_max 5% instead of 12/s"),
         (WorkloadSpec(rate="95/s"), 100, 95, "above 90% queues grow long"),
         (WorkloadSpec(rate="150%"), 100, 150, "this is overload"),
-        (WorkloadSpec(rate="12/s"), None, 12, "capacity not measured"),
     ],
 )
-def test_the_rate_and_where_it_comes_from(spec: WorkloadSpec, capacity: float | None, per_s: float, said: str) -> None:
+def test_the_rate_and_where_it_comes_from(spec: WorkloadSpec, capacity: float, per_s: float, said: str) -> None:
     resolved = resolve_rate(spec, capacity)
     assert resolved.per_s == pytest.approx(per_s)
     assert said in resolved.statement
@@ -68,15 +66,6 @@ def test_an_offer_above_capacity_is_refused(spec: WorkloadSpec, complaint: str) 
     with pytest.raises(InfeasibleRate, match=complaint) as refused:
         resolve_rate(spec, 10)
     assert "\n" not in str(refused.value)
-
-
-def test_a_share_needs_a_capacity() -> None:
-    assert needs_capacity(WorkloadSpec(rate="9/s", rate_max="60%"))
-    assert not needs_capacity(WorkloadSpec(rate="9/s", rate_max="60/s"))
-    with pytest.raises(CapacityUnknown, match="was not measured"):
-        resolve_rate(WorkloadSpec(rate="60%"), None)
-    with pytest.raises(ValueError, match="positive capacity"):
-        resolve_rate(WorkloadSpec(rate="60%"), 0)
 
 
 @given(st.floats(0.01, 1000), st.floats(0.01, 1000), st.integers(1, 500), st.floats(0.1, 10_000))
