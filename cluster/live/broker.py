@@ -25,6 +25,7 @@ Spawn = Callable[[str, Sequence[str]], int]
 """Starts a program under a name and returns its pid."""
 
 NAME = "nats-server"
+_CONFIGURATION = "nats-server.conf"
 _HOST = "127.0.0.1"
 _USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STARTS_MAX = 3
@@ -112,7 +113,7 @@ class Broker:
         self.directory.mkdir(parents=True, exist_ok=True)
         for stale in self.directory.glob("*.ports"):
             stale.unlink()
-        path = self.directory / "nats-server.conf"
+        path = self.directory / _CONFIGURATION
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -130,6 +131,8 @@ class Broker:
             pid = spawn(NAME, self.argv())
             try:
                 self.wait_ready(ends_s - time.monotonic(), pid)
+                # It has been read, and a results directory is a thing to pass on: it must not hold passwords.
+                (self.directory / _CONFIGURATION).unlink(missing_ok=True)
                 return pid
             except BrokerUnavailable:
                 if attempt == _STARTS_MAX or not _has_ended(pid):
