@@ -57,6 +57,7 @@ class Director:
         self._seed = seed
         self._watcher = watcher
         self._planned = planned
+        self._begun: list[_Injection] = []
         self._active: dict[str, _Injection] = {}
         self._jobs: list[Job] = []
         self.schedule: list[ScheduledRequest] = []
@@ -81,7 +82,8 @@ class Director:
             # Only what has begun is healed: a fault whose time had not come must not begin now.
             for job in self._jobs:
                 job.cancel()
-            for injection in list(self._active.values()):
+            # What a job was healing when it was cancelled may be half healed: it is healed again.
+            for injection in self._begun:
                 await self._heal(injection, _HASTY_HEAL_S)
 
     async def _plan_load(self) -> None:
@@ -133,6 +135,7 @@ class Director:
         """The life of one fault: wait, inject, prove, keep up, heal, prove."""
         world, spec, fault = self._world, injection.spec, injection.fault
         await world.sleep(phase_start_s + spec.start_s - world.now())
+        self._begun.append(injection)
         self._active[injection.name] = injection
         injection.injected_s = world.clock()
         end_s = world.now() + spec.duration_s
@@ -153,14 +156,18 @@ class Director:
 
     async def _heal(self, injection: "_Injection", limit_s: float) -> None:
         world = self._world
-        if self._active.pop(injection.name, None) is None:
+        if injection.over:
             return
+        self._active.pop(injection.name, None)
         try:
             await injection.fault.heal(world)
             injection.healed_s = world.clock()
             healed = await injection.fault.verify_healed(world, limit_s)
         except HandleError as error:
             healed = Evidence(False, {"error": str(error)})
+        if injection.over:
+            return
+        injection.over = True
         said = "healed" if healed.proved else "NOT HEALED:"
         self._watcher.note(f"{said} {injection.spec.kind} {injection.aim}")
         world.record(injection.row(healed))
@@ -180,6 +187,7 @@ class _Injection:
         self.bite = Evidence(False, {})
         self.verified_s: float | None = None
         self.healed_s: float | None = None
+        self.over = False
 
     @property
     def aim(self) -> str:

@@ -1,0 +1,294 @@
+"""The director: phases in order, faults at their times, proofs asked for, and everything healed however a run ends."""
+
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import pytest
+
+from analysis.schema import EventRow, FaultRow, Row
+from chaos.director import Director
+from chaos.experiment import Experiment
+from chaos.progress import Snapshot
+from chaos.worlds.world import Cut, HandleError, LinkState, World
+from cluster.protocol import Token
+from cluster.simulation.kernel import Kernel, Task
+from tests.chaos.simulated_runs import Quiet, experiment
+from workloads.capacity import Completion, ProbePlan
+from workloads.schedule import ScheduledRequest
+from workloads.vocabulary import ByteVocabulary
+
+SETTINGS = (
+    "phases.fault.duration_s=6",
+    "faults.cut.duration_s=4",
+    "faults.cut.targets=[worker-0, worker-1]",
+    "faults.cut.mode=stall",
+    "recovery_limit_s=2",
+)
+WARM_UP_S, BASELINE_S, FAULT_S = 1, 5, 6
+INJECTED_S = WARM_UP_S + BASELINE_S + 1
+LEAD_S = 0.5
+
+
+class StubLink:
+    def __init__(self, world: "StubWorld", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.cut_now = False
+        self.log: list[tuple[float, str]] = []
+
+    async def cut(self, cut: Cut, ttl_s: float) -> None:
+        await self.world.sleep(0.01)
+        self._maybe_fail("cut")
+        self.log.append((round(self.world.now(), 1), f"cut {cut}"))
+        self.cut_now = not self.world.sabotaged
+
+    async def restore(self) -> None:
+        await self.world.sleep(0.3)
+        self._maybe_fail("restore")
+        self.log.append((round(self.world.now(), 1), "restore"))
+        self.cut_now = False
+
+    async def inspect(self, cid: int | None = None) -> LinkState:
+        await self.world.sleep(0.01)
+        self._maybe_fail("inspect")
+        sent = 1_000 + int(self.world.kernel.now * 50)
+        arrived = 1_000 if self.cut_now else sent
+        return LinkState(True, 1, not self.cut_now, arrived, sent, arrived, arrived, 0)
+
+    def _maybe_fail(self, what: str) -> None:
+        if what in self.world.failing:
+            raise HandleError(f"{self.name}: cannot {what}")
+
+
+class StubWorld:
+    """Links and a load that do nothing, on a virtual clock that began long before the run."""
+
+    kind = "stub"
+    invariants: tuple[int, ...] = ()
+    exact_tokens = False
+
+    def __init__(self) -> None:
+        self.kernel = Kernel()
+        self.kernel.run_until(0.1 + 0.2)
+        self.origin_s = 0.0
+        self.rows: list[Row] = []
+        self.failing: set[str] = set()
+        self.sabotaged = False
+        self.drains = True
+        self.look_hook: Callable[[], None] = lambda: None
+        self.offered: list[ScheduledRequest] = []
+        self.links = {name: StubLink(self, name) for name in ("worker-0", "worker-1")}
+
+    def now(self) -> float:
+        return self.kernel.now - self.origin_s
+
+    def clock(self) -> float:
+        return self.kernel.now
+
+    async def sleep(self, seconds: float) -> None:
+        await self.kernel.sleep(seconds)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Task[None]:
+        return self.kernel.spawn(coroutine)
+
+    async def start(self) -> None:
+        await self.sleep(0.7)
+
+    def link(self, node: str) -> StubLink:
+        return self.links[node]
+
+    async def vocabulary(self) -> ByteVocabulary:
+        return ByteVocabulary()
+
+    async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
+        """A cluster that makes a hundred answers a second."""
+        await self.sleep(plan.duration_s)
+        return [Completion(number / 100, 10) for number in range(int(plan.duration_s * 100))]
+
+    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+        self.origin_s = self.kernel.now + LEAD_S
+        self.offered = schedule
+
+    async def finish_load(self, limit_s: float) -> bool:
+        assert limit_s > 10.0, "requests get their whole deadline"
+        await self.sleep(0.5)
+        return self.drains
+
+    async def look(self) -> Snapshot:
+        self.look_hook()
+        return Snapshot(elapsed_s=self.now(), phase="")
+
+    def record(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def events(self) -> list[tuple[str, str, float]]:
+        return [
+            (row.kind, row.subject, round(row.time_s - self.origin_s, 2))
+            for row in self.rows
+            if isinstance(row, EventRow)
+        ]
+
+    def faults(self) -> list[FaultRow]:
+        return [row for row in self.rows if isinstance(row, FaultRow)]
+
+
+class Stopped(Exception):
+    """Somebody ends the run."""
+
+
+class Stage:
+    def __init__(self, *settings: str) -> None:
+        self.world = StubWorld()
+        self.watcher = Quiet()
+        self.experiment: Experiment = experiment(*SETTINGS, *settings)
+        self.director = Director(cast(World, self.world), self.experiment, 1, self.watcher)
+
+    def run(self) -> None:
+        self.world.kernel.run(self.director.conduct())
+
+    def stop_at(self, second: float) -> None:
+        """The next look at the world after that raises, as a Ctrl-C would."""
+
+        def hook() -> None:
+            if self.world.now() >= second:
+                self.world.look_hook = lambda: None
+                raise Stopped
+
+        self.world.look_hook = hook
+
+    def all_healed(self) -> bool:
+        return not any(link.cut_now for link in self.world.links.values())
+
+
+def test_phases_follow_each_other_and_the_load_covers_them_all() -> None:
+    stage = Stage()
+    stage.run()
+    ends = [("warm_up", 1.0), ("baseline", 6.0), ("fault", 12.0), ("recovery", 21.0)]
+    begins = [("warm_up", 0.0), ("baseline", 1.0), ("fault", 6.0), ("recovery", 12.0)]
+    events = stage.world.events()
+    assert [(subject, at) for kind, subject, at in events if kind == "phase_started"] == begins
+    assert [(subject, at) for kind, subject, at in events if kind == "phase_ended"] == ends
+    assert events[0][0] == "run_started"
+    assert events[-1] == ("run_ended", "", 21.5)
+    assert 19.0 < max(request.intended_s for request in stage.world.offered) < 21.0
+    assert stage.director.complete
+
+
+def test_a_fault_is_injected_proved_and_healed_at_its_times_and_recorded() -> None:
+    stage = Stage()
+    stage.run()
+    for link in stage.world.links.values():
+        assert [what for _, what in link.log] == ["cut stall", "restore"]
+        assert link.log[0][0] == INJECTED_S
+        assert INJECTED_S + 4 <= link.log[1][0] <= INJECTED_S + 5
+    (fault,) = stage.world.faults()
+    assert fault.verified
+    assert fault.heal_verified
+    assert fault.injected_s == pytest.approx(stage.world.origin_s + INJECTED_S)
+    assert fault.verified_s is not None
+    assert fault.healed_s is not None
+    assert fault.injected_s < fault.verified_s < fault.healed_s
+    assert set(json.loads(fault.evidence)) == {"bite", "heal"}
+    assert json.loads(fault.parameters)["mode"] == "stall"
+
+
+def test_a_fault_that_does_not_bite_is_told_of_and_the_run_goes_on() -> None:
+    stage = Stage()
+    stage.world.sabotaged = True
+    stage.run()
+    (fault,) = stage.world.faults()
+    assert (fault.verified, fault.heal_verified) == (False, True)
+    assert any(note.startswith("NOT PROVED") for note in stage.watcher.notes)
+    assert stage.director.complete
+
+
+@pytest.mark.parametrize("failing", ["cut", "inspect"])
+def test_a_handle_that_fails_makes_the_fault_unproved_and_not_the_run_crash(failing: str) -> None:
+    stage = Stage()
+    stage.world.failing = {failing}
+    stage.run()
+    (fault,) = stage.world.faults()
+    assert not fault.verified
+    assert f"cannot {failing}" in fault.evidence
+    assert all("restore" in [what for _, what in link.log] for link in stage.world.links.values()), (
+        "healed all the same"
+    )
+    assert stage.director.complete
+
+
+def test_a_heal_that_fails_is_not_called_proved() -> None:
+    stage = Stage()
+    stage.world.failing = {"restore"}
+    stage.run()
+    (fault,) = stage.world.faults()
+    assert (fault.verified, fault.heal_verified, fault.healed_s) == (True, False, None)
+    assert any(note.startswith("NOT HEALED") for note in stage.watcher.notes)
+
+
+def test_requests_that_do_not_end_are_told_of() -> None:
+    stage = Stage()
+    stage.world.drains = False
+    stage.run()
+    details = [row.detail for row in stage.world.rows if isinstance(row, EventRow) and row.kind == "run_ended"]
+    assert details == ["some requests had not ended"]
+
+
+@pytest.mark.parametrize("second", [INJECTED_S + 0.5, INJECTED_S + 2.0, INJECTED_S + 3.5])
+def test_a_run_that_is_ended_under_a_fault_heals_every_target_first(second: float) -> None:
+    stage = Stage()
+    stage.stop_at(second)
+    with pytest.raises(Stopped):
+        stage.run()
+    assert stage.all_healed()
+    assert len(stage.world.faults()) == 1
+    assert not stage.director.complete
+
+
+@pytest.mark.parametrize("tenths", range(0, 10, 2))
+def test_a_run_that_is_ended_while_a_fault_is_being_healed_still_heals_every_target(tenths: int) -> None:
+    """Healing the two links takes 0.3 s each; the end comes somewhere in between."""
+    stage = Stage("faults.cut.start_s=0.7")
+    end_s = WARM_UP_S + BASELINE_S + 0.7 + 4 + tenths / 10
+
+    async def interrupted() -> None:
+        run = stage.world.spawn(stage.director.conduct())
+        while not stage.world.offered:
+            await stage.world.sleep(0.1)
+        await stage.world.sleep(end_s - stage.world.now())
+        run.cancel()
+        await run
+
+    with pytest.raises(BaseException):  # noqa: B017, PT011
+        stage.world.kernel.run(interrupted())
+    assert stage.all_healed()
+    assert len(stage.world.faults()) == 1
+
+
+def test_a_fault_whose_time_has_not_come_is_not_injected_when_the_run_is_ended() -> None:
+    stage = Stage()
+    stage.stop_at(WARM_UP_S + BASELINE_S)
+    with pytest.raises(Stopped):
+        stage.run()
+    assert all(link.log == [] for link in stage.world.links.values())
+    assert stage.world.faults() == []
+
+
+def test_the_watcher_is_shown_what_is_in_force_and_how_much_is_left() -> None:
+    stage = Stage()
+    stage.run()
+    assert stage.watcher.phases == ["start", "capacity probe", *stage.experiment.phases, "drain"]
+    with_fault = [snapshot for snapshot in stage.watcher.snapshots if snapshot.faults]
+    assert {snapshot.phase for snapshot in with_fault} == {"fault"}
+    assert with_fault[0].faults == ["partition stall worker-0, worker-1"]
+    lefts = [round(snapshot.left_s or 0.0, 3) for snapshot in stage.watcher.snapshots if snapshot.phase == "fault"]
+    assert lefts == [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("lead_s", [0.1, 0.3, 0.5, 1 / 3, 12345.678])
+def test_phases_end_whatever_the_origin_of_time_rounds_to(lead_s: float) -> None:
+    """On a clock of floats `start - now` may come out as 1e-16, which no sleep can use up."""
+    stage = Stage()
+    stage.world.kernel.run_until(lead_s * 1.1)
+    stage.run()
+    assert len(stage.watcher.snapshots) < 40
