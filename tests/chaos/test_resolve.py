@@ -111,6 +111,7 @@ def test_an_unknown_experiment_names_the_catalogue() -> None:
         ("policy.timeout.first_token_s=0", "policy.timeout.first_token_s", "> 0"),
         ("policy=7", "policy", "expected object"),
         ("workload.prompt_tokens=[24, 9000]", "workload.prompt_tokens", "context_max_tokens is 4096"),
+        ('cluster="\\ud800"', "the file", "expected Unicode"),
         ("recovery_limit_s=null", "recovery_limit_s", "expected float"),
     ],
 )
@@ -164,7 +165,6 @@ def test_a_wrong_setting_is_quoted(setting: str, expectation: str) -> None:
         ('"a\\x1b[31m": 1\n', "mine.yaml"),
         ("title: 3\n", "mine.yaml"),
         ("{}", "name"),
-        ('title: "\\ud800"\n', "Unicode"),
         ("phases: {1: {duration_s: 3}}\n", "mine.yaml"),
         ("phases: {a: null}\n", "phases.a"),
         ("a: &a {b: *a}\n", "mine.yaml"),

@@ -118,7 +118,17 @@ def test_the_capacity_probe_sets_the_rate_and_leaves_no_rows(tmp_path: Path) -> 
 
 def test_the_watcher_sees_the_phases_the_fault_and_the_counts(tmp_path: Path) -> None:
     done = conduct(tmp_path)
-    phases = ["start", "warm_up", "baseline", "fault", "recovery", "drain", "stop", "reference completions"]
+    phases = [
+        "start",
+        "capacity probe",
+        "warm_up",
+        "baseline",
+        "fault",
+        "recovery",
+        "drain",
+        "stop",
+        "reference completions",
+    ]
     assert done.watcher.phases == phases
     faulty = [snapshot for snapshot in done.watcher.snapshots if snapshot.faults]
     assert 10 <= len(faulty) <= 13
