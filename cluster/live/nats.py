@@ -60,9 +60,10 @@ class NatsLink:
         self._last_error = ""
         self._lost = 0
         self._closing = False
+        self._announcing: asyncio.Task[None] | None = None
 
     async def open(self, limit_s: float) -> None:
-        """Connect, subscribe, flush; LinkUp follows. Raises LinkUnavailable within `limit_s`."""
+        """Connect, subscribe, see the subscription work; LinkUp follows. Raises LinkUnavailable within `limit_s`."""
         policy = self._policy
         try:
             async with asyncio.timeout(limit_s):
@@ -84,7 +85,9 @@ class NatsLink:
                 await self._client.subscribe(
                     f"{self._inbox}.>", cb=self._on_message, pending_msgs_limit=policy.pending_messages_max
                 )
-                await self._client.flush(max(1, int(limit_s)))
+                # Not `flush`: its ping overtakes a subscription that still waits to be written.
+                if not await self.echo(limit_s):
+                    raise TimeoutError("the subscription did not come into force")
         except (TimeoutError, OSError, NatsError) as error:
             reason = self._last_error or str(error) or type(error).__name__
             await self.close()
@@ -138,6 +141,8 @@ class NatsLink:
     async def close(self) -> None:
         """Leave the bus. Never raises, never waits for a dead link."""
         self._closing = True
+        if self._announcing is not None:
+            self._announcing.cancel()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
@@ -177,10 +182,13 @@ class NatsLink:
             self._deliver(LinkDown(self._last_error or "connection lost"))
 
     async def _on_reconnected(self) -> None:
-        try:
-            await self._client.flush(max(1, int(self._policy.connect_s)))
-        except (TimeoutError, OSError, NatsError) as error:
-            # The new connection is as silent as the old one; its pings will say so.
-            _log.info("%s: reconnected, but not flushed: %s", self._node, error)
-            return
-        self._deliver(LinkUp())
+        if self._announcing is not None:
+            self._announcing.cancel()
+        self._announcing = asyncio.create_task(self._announce(self.facts().cid))
+
+    async def _announce(self, cid: int) -> None:
+        """LinkUp as soon as the subscription works on the new connection, for as long as that one lasts."""
+        while self.facts().cid == cid and not self._closing:
+            if await self.echo(self._policy.connect_s):
+                self._deliver(LinkUp())
+                return
