@@ -22,12 +22,23 @@ from types import FrameType
 import msgspec
 import psutil
 
-from chaos.undo import HealResult, ProcessEntry, UndoError, UndoLog, heal_all, heal_entry, is_alive, read_log
+from chaos.undo import (
+    HealResult,
+    ProcessEntry,
+    UndoError,
+    UndoLog,
+    heal_all,
+    heal_entry,
+    is_alive,
+    marked_processes,
+    read_log,
+)
 
 _LINE_BYTES_MAX = 1 << 20
 _CHILDREN_MAX = 16
 _WATCH_S = 0.2
 _RETRY_S = 1.0
+_SWEEPS_MAX = 3
 _FINAL_S = 4.0
 """For how long a heal that failed is tried again after the runner has gone."""
 _START_S_MAX = 20.0
@@ -214,7 +225,10 @@ def _import_path() -> str:
 
 
 def heal_log(path: Path, writer: str, ends_s: float) -> list[HealResult]:
-    """Heal everything open in a log, again and again until `ends_s` (monotonic) for what fails; mark it, close it."""
+    """Heal everything open in a log, again and again until `ends_s` (monotonic) for what fails; mark it, close it.
+
+    Then end whatever else carries the run's mark.
+    """
     log = UndoLog(path, writer)
     results: dict[str, HealResult] = {}
     while True:
@@ -232,7 +246,18 @@ def heal_log(path: Path, writer: str, ends_s: float) -> list[HealResult]:
             break
         time.sleep(_RETRY_S)
     log.close()
-    return list(results.values())
+    return [*results.values(), *_end_marked(path.stem)]
+
+
+def _end_marked(run_id: str) -> list[HealResult]:
+    """End what carries the run's mark; several times, because what is ended may just have started something."""
+    ended: list[HealResult] = []
+    for _ in range(_SWEEPS_MAX):
+        found = marked_processes(run_id)
+        if not found:
+            break
+        ended += heal_all(found)
+    return ended
 
 
 def _is_healed(result: HealResult | None) -> bool:

@@ -4,6 +4,7 @@ One JSON-lines file per run in `undo_directory()`. An entry is on disk before th
 crash at any moment leaves at worst an entry for something that never happened; undoing is therefore idempotent.
 """
 
+import contextlib
 import os
 import re
 import threading
@@ -18,6 +19,8 @@ import psutil
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError, ToxiproxyGone, ToxiproxyRefused
 from chaos.toxiproxy.launcher import cache_directory
 
+RUN_MARK = "MLX_CHAOS_RUN"
+"""Environment variable that every process below a run inherits: the run's id."""
 TERM_S = 1.0
 """How long a process may take to end by itself before it is killed."""
 _KILL_S = 2.0
@@ -229,6 +232,22 @@ def is_alive(pid: int, created_s: float) -> bool:
         return _find(pid, created_s) is not None
     except psutil.AccessDenied:
         return True
+
+
+def marked_processes(run_id: str) -> list[ProcessEntry]:
+    """Processes of this user that inherited the run's mark, ourselves left out; the runner itself was born without it.
+
+    What was started in the moment before the runner's death is in no log, and its parents may be gone.
+    """
+    found: list[ProcessEntry] = []
+    for process in psutil.process_iter(["name", "create_time"]):
+        # Processes that end meanwhile, and those of other users.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(RUN_MARK) == run_id:
+                found.append(
+                    ProcessEntry(pid=process.pid, created_s=process.create_time(), name=process.info["name"] or "?")
+                )
+    return found
 
 
 def heal_entry(entry: Entry) -> HealResult:

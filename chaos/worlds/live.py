@@ -19,7 +19,7 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.undo import ProcessEntry
+from chaos.undo import RUN_MARK, ProcessEntry
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import HandleError, InfrastructureError, snapshot
@@ -56,6 +56,7 @@ class LiveWorld:
         """address: a running Ray cluster; None starts one here that ends with us."""
         self._experiment = experiment
         self._seed = seed
+        os.environ[RUN_MARK] = run_id
         self._raw = raw.resolve()
         self._address = address
         self._nodes = experiment.node_names()

@@ -14,7 +14,7 @@ import pytest
 
 from chaos.keeper import Keeper, KeeperError
 from chaos.toxiproxy.adapter import Toxiproxy
-from chaos.undo import ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
+from chaos.undo import RUN_MARK, ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
 from tests.toxiproxy.real_server import real_server, server_path
 
 SERVER = [sys.executable, "-c", "import time; print('serving', flush=True); time.sleep(60)"]
@@ -195,3 +195,22 @@ def test_the_time_limit_heals_while_the_runner_hangs(tmp_path: Path) -> None:
 
 def _toxics(api: Toxiproxy) -> list[str]:
     return [toxic.name for toxic in api.proxies()["w"].toxics]
+
+
+def test_what_is_in_no_log_is_found_by_the_run_s_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path))
+    log = UndoLog.create("marked-run")
+    keeper = Keeper.start(log.path, tmp_path)
+    orphans = [
+        subprocess.Popen(["sleep", "60"], env={**os.environ, RUN_MARK: run}, start_new_session=True)
+        for run in ("marked-run", "another-run")
+    ]
+    try:
+        healed = keeper.close()
+        assert any(result.healed and f"pid {orphans[0].pid}" in result.text for result in healed)
+        assert orphans[0].wait(5) != 0
+        assert orphans[1].poll() is None
+    finally:
+        for orphan in orphans:
+            orphan.kill()
+            orphan.wait()
