@@ -33,6 +33,8 @@ def check(history: History) -> InvariantResult:
 
 
 def _misdirected(history: History, dispatches: pd.DataFrame) -> list[Violation]:
+    if dispatches.empty:
+        return []
     by = ["node", "incarnation", "worker"]
     events = history.events[history.events["kind"].isin(MEMBERSHIP_STATES)].sort_values(["time_s", "sequence"])
     states = events[["node", "incarnation", "time_s", "kind"]].assign(worker=events["subject"])

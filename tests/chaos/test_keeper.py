@@ -156,7 +156,7 @@ def test_sigterm_is_an_orderly_end(keeper: tuple[Keeper, UndoLog]) -> None:
     started, log = keeper
     pid = started.spawn("server", SERVER)
     os.kill(started.pid, signal.SIGTERM)
-    assert _eventually(lambda: not started.alive(), 5.0)
+    assert _eventually(lambda: not started.alive(), 20.0)
     assert _gone(pid)
     assert not log.path.exists()
 
