@@ -425,3 +425,123 @@ class ControllerWalk(RuleBasedStateMachine):
 
 TestControllerWalk = ControllerWalk.TestCase
 TestControllerWalk.settings = WALK
+
+
+class Desk:
+    """A controller with two warm workers, spoken to one message at a time."""
+
+    def __init__(self, policy: Policy = POLICY, *, workers: tuple[str, ...] = ("w0", "w1")) -> None:
+        self.node = ControllerNode("controller", 1, policy, Random(0))
+        self.node.handle(LinkUp(), 0.0)
+        for worker in workers:
+            self.beat(worker, 0.0)
+
+    def beat(self, worker: str, now: float, *, incarnation: int = 1) -> list[Command]:
+        beat = Heartbeat(worker, incarnation, now, (ModelState("m", "warm"),), 0, 0, 2, False)
+        return list(self.node.handle(Received(beat), now))
+
+    def submit(self, name: str, now: float, *, deadline_s: float = 50.0, session: str | None = None) -> list[Command]:
+        submit = Submit("c", 1, name, 1, "m", (1,), (), 6, deadline_s, session)
+        return list(self.node.handle(Received(submit), now))
+
+    def report(self, worker: str, chunk: Chunk, now: float) -> list[Command]:
+        return list(self.node.handle(Received(StreamReport(worker, 1, now, (chunk,))), now))
+
+    def until(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        while (wake_s := self.node.next_wake()) is not None and wake_s <= now:
+            for worker, (liveness, _) in self.node.workers().items():
+                if liveness == "ready":
+                    self.beat(worker, wake_s)
+            commands += self.node.handle(Wake(), wake_s)
+        return commands
+
+
+def dispatches(commands: list[Command]) -> list[tuple[str, Dispatch]]:
+    sends = [command for command in commands if isinstance(command, Send)]
+    return [(send.to, send.message) for send in sends if isinstance(send.message, Dispatch)]
+
+
+def told(commands: list[Command]) -> list[Chunk]:
+    sends = [command.message for command in commands if isinstance(command, Send)]
+    return [chunk for message in sends if isinstance(message, Delivery) for _, chunk in message.chunks]
+
+
+def test_a_hole_in_a_stream_is_not_handed_on_but_migrated_from_before_it() -> None:
+    desk = Desk()
+    ((worker, first),) = dispatches(desk.submit("r1", 0.0))
+    desk.report(worker, Chunk(first.attempt, 0, part("r1", 0, 2)), 0.1)
+    commands = desk.report(worker, Chunk(first.attempt, 3, part("r1", 3, 1)), 0.2)
+    assert told(commands) == []
+    assert Send(worker, Withdraw(first.attempt)) in commands
+    ((other, second),) = dispatches(desk.until(1.0))
+    assert other != worker
+    assert second.delivered == part("r1", 0, 2)
+    assert second.attempt == AttemptId("r1", 1, 2)
+
+
+def test_news_of_a_given_up_attempt_are_dropped_and_answered_with_a_withdrawal_while_it_runs() -> None:
+    desk = Desk()
+    ((worker, first),) = dispatches(desk.submit("r1", 0.0))
+    desk.until(2.5)
+    late = desk.report(worker, Chunk(first.attempt, 0, part("r1", 0, 1)), 2.5)
+    assert told(late) == []
+    assert Send(worker, Withdraw(first.attempt)) in late
+    ended = desk.report(worker, Chunk(first.attempt, 1, part("r1", 1, 1), finish="length"), 2.6)
+    assert not any(isinstance(command, Send) for command in ended)
+
+
+def test_a_new_controller_waits_for_its_workers_before_it_says_that_there_are_none() -> None:
+    desk = Desk(workers=())
+    assert told(desk.submit("r1", 0.1)) == []
+    assert told(desk.until(0.9)) == []
+    assert dispatches(desk.beat("w0", 0.95)) == []
+    ((worker, _),) = dispatches(desk.until(1.0))
+    assert worker == "w0"
+
+
+def test_a_controller_that_has_waited_long_enough_says_that_there_are_none() -> None:
+    desk = Desk(workers=())
+    desk.submit("r1", 0.1)
+    (end,) = told(desk.until(9.0))
+    assert end.code == Code.NO_WORKERS_AVAILABLE
+
+
+def test_a_cancel_frees_the_workers_slot() -> None:
+    desk = Desk()
+    ((worker, first),) = dispatches(desk.submit("r1", 0.0))
+    commands = list(desk.node.handle(Received(Cancel("c", "r1")), 0.1))
+    assert Send(worker, Withdraw(first.attempt)) in commands
+
+
+def test_an_open_breaker_gets_one_probe_and_others_go_elsewhere() -> None:
+    desk = Desk()
+    for number in range(2):
+        for worker, sent in dispatches(desk.submit(f"f{number}", 0.0, session="s")):
+            assert worker == "w0"
+            desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.ENGINE_ERROR)), 0.1)
+    assert desk.node.workers()["w0"][1] == "open"
+    desk.until(1.2)
+    chosen = [worker for number in range(6) for worker, _ in dispatches(desk.submit(f"r{number}", 1.2))]
+    assert chosen.count("w0") == 1
+
+
+def test_memory_and_queue_refusals_are_no_breaker_failures_and_go_elsewhere() -> None:
+    desk = Desk()
+    for number in range(4):
+        ((worker, sent),) = dispatches(desk.submit(f"r{number}", number * 3.0, session="s"))
+        desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.QUEUE_FULL)), number * 3.0 + 0.1)
+        ((other, again),) = dispatches(desk.until(number * 3.0 + 0.6))
+        assert other != worker
+        desk.report(other, Chunk(again.attempt, 0, part(f"r{number}", 0, 6), finish="length"), number * 3.0 + 0.7)
+        desk.until(number * 3.0 + 3.0)
+    assert {breaker for _, breaker in desk.node.workers().values()} == {"closed"}
+
+
+def test_a_restart_of_a_worker_moves_its_requests_at_once_and_its_old_tokens_count_for_nothing() -> None:
+    desk = Desk()
+    ((worker, first),) = dispatches(desk.submit("r1", 0.0))
+    commands = desk.beat(worker, 0.5, incarnation=2)
+    rows = [command.row for command in commands if isinstance(command, Record)]
+    assert [(row.outcome, row.code) for row in rows if isinstance(row, AttemptRow)] == [("failed", Code.WORKER_LOST)]
+    assert told(desk.report(worker, Chunk(first.attempt, 0, part("r1", 0, 1)), 0.6)) == []
