@@ -11,7 +11,7 @@ QUICK = settings(max_examples=60, deadline=None, derandomize=_CI)
 """For properties of one function or object."""
 
 WALK = settings(
-    max_examples=int(os.environ.get("WALKS", "60")),
+    max_examples=int(os.environ.get("WALKS", "100")),
     stateful_step_count=50,
     deadline=None,
     derandomize=_CI,

@@ -37,6 +37,8 @@ OFFSETS = {1: 500.0, 2: -3.0, 3: 90_000.0}
 """How far each incarnation's clock is ahead of the client's."""
 
 NAMES = st.integers(0, 9).map("r{}".format)
+PLACES = st.integers(0, 99)
+"""Which of the requests that were asked, the open ones first."""
 
 
 def ask(name: str, now: float, *, most: int = 6, timeout_s: float = 5.0) -> Ask:
@@ -64,6 +66,8 @@ class ClientWalk(RuleBasedStateMachine):
         self.rows: dict[str, RequestRow] = {}
         self.submits: dict[str, list[Submit]] = {}
         self.newest_attempt: dict[str, tuple[int, int]] = {}
+        self.link_comes_up()
+        self.a_pong_arrives(1, 0.01)
 
     def feed(self, event: Event) -> list[Command]:
         commands = list(self.node.handle(event, self.now))
@@ -82,6 +86,10 @@ class ClientWalk(RuleBasedStateMachine):
                     assert self.link
                     assert isinstance(message, Ping | Cancel)
         return commands
+
+    def one(self, place: int) -> str:
+        names = [name for name in self.asked if name not in self.ended] or list(self.asked)
+        return names[place % len(names)]
 
     def see_deliver(self, deliver: Deliver) -> None:
         name = deliver.request_id
@@ -154,22 +162,26 @@ class ClientWalk(RuleBasedStateMachine):
         self.incarnation = max(self.incarnation, incarnation)
         self.feed(Received(Pong("controller", incarnation, self.now - travel_s + OFFSETS[incarnation])))
 
-    @rule(name=NAMES, back=st.integers(0, 2))
-    def an_accept_arrives(self, name: str, back: int) -> None:
+    @precondition(lambda self: self.asked)
+    @rule(place=PLACES, back=st.integers(0, 2))
+    def an_accept_arrives(self, place: int, back: int) -> None:
+        name = self.one(place)
         made = len(self.submits.get(name, []))
         if self.link and made > back:
             self.feed(Received(Accepted(name, made - back)))
 
+    @precondition(lambda self: self.asked)
     @rule(
-        name=NAMES,
+        place=PLACES,
         back=st.sampled_from([0, 0, 0, 0, 1]),
         attempt=st.integers(1, 3),
         shift=st.sampled_from([0, 0, 0, -1, -2, 1, 2]),
         count=st.integers(0, 3),
         end=st.sampled_from([None, None, None, "finish", "code"]),
     )
-    def news_arrives(self, name: str, back: int, attempt: int, shift: int, count: int, end: str | None) -> None:
+    def news_arrives(self, place: int, back: int, attempt: int, shift: int, count: int, end: str | None) -> None:
         """In order, again, with a gap before it, for an earlier submission, from an older attempt; all is possible."""
+        name = self.one(place)
         made = len(self.submits.get(name, []))
         if not self.link or made <= back:
             return
@@ -222,8 +234,10 @@ class ClientWalk(RuleBasedStateMachine):
         self.link = False
         self.feed(LinkDown("test"))
 
-    @rule(name=NAMES, back=st.integers(0, 1), kind=st.sampled_from([NoResponders, SendFailed]))
-    def a_submit_bounces(self, name: str, back: int, kind: type[NoResponders] | type[SendFailed]) -> None:
+    @precondition(lambda self: self.asked)
+    @rule(place=PLACES, back=st.integers(0, 1), kind=st.sampled_from([NoResponders, SendFailed]))
+    def a_submit_bounces(self, place: int, back: int, kind: type[NoResponders] | type[SendFailed]) -> None:
+        name = self.one(place)
         made = self.submits.get(name, [])
         if len(made) > back:
             commands = self.feed(kind("controller", made[-1 - back]))
@@ -387,3 +401,12 @@ def test_an_id_that_is_open_is_not_taken_twice() -> None:
     node.handle(ask("r1", 0.0), 0.0)
     with pytest.raises(ValueError, match="open already"):
         node.handle(ask("r1", 0.1), 0.1)
+
+
+def test_news_of_an_attempt_older_than_the_last_one_taken_are_strays() -> None:
+    node = connected()
+    node.handle(ask("r1", 0.0), 0.0)
+    node.handle(delivery("r1", 1, 0, 2, attempt=2), 0.1)
+    assert list(node.handle(delivery("r1", 1, 2, 2, attempt=1), 0.2)) == []
+    row = row_of(node.handle(delivery("r1", 1, 2, 4, attempt=2, finish="length"), 0.3))
+    assert (row.strays, [segment.attempt for segment in row.segments]) == (1, [2, 2])

@@ -111,6 +111,7 @@ class ControllerWalk(RuleBasedStateMachine):
         self.probe: dict[str, AttemptId | None] = {}
         self.excused: set[str] = set()
         self.accepted = self.retries = 0
+        self.sound = True
         self.feed(LinkUp())
         self.link = True
         for worker in sorted(OFFSETS):
@@ -119,6 +120,7 @@ class ControllerWalk(RuleBasedStateMachine):
     # What the node is fed, and what is read off its answers.
 
     def feed(self, event: Event) -> list[Command]:
+        self.sound = False
         commands = list(self.node.handle(event, self.now))
         for command in commands:
             match command:
@@ -136,6 +138,7 @@ class ControllerWalk(RuleBasedStateMachine):
                     self.see_row(row)
                 case Record(EventRow() as row):
                     self.see_event(row)
+        self.sound = True
         return commands
 
     def see_dispatch(self, worker: str, dispatch: Dispatch) -> None:
@@ -413,7 +416,7 @@ class ControllerWalk(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """However the walk went, at the last deadline everything has ended and nothing is left."""
-        if not hasattr(self, "node"):
+        if not hasattr(self, "node") or not self.sound:
             return
         self.time_passes(7.0, False)
         assert all(caller.ended for caller in self.callers.values()), "a request without an end"
@@ -545,3 +548,25 @@ def test_a_restart_of_a_worker_moves_its_requests_at_once_and_its_old_tokens_cou
     rows = [command.row for command in commands if isinstance(command, Record)]
     assert [(row.outcome, row.code) for row in rows if isinstance(row, AttemptRow)] == [("failed", Code.WORKER_LOST)]
     assert told(desk.report(worker, Chunk(first.attempt, 0, part("r1", 0, 1)), 0.6)) == []
+
+
+def test_what_failed_while_our_own_link_was_silent_was_not_the_workers_fault() -> None:
+    desk = Desk()
+    for number in range(2):
+        for worker, sent in dispatches(desk.submit(f"f{number}", 0.0, session="s")):
+            desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.ENGINE_ERROR)), 0.1)
+    assert desk.node.workers()["w0"][1] == "open"
+    desk.node.handle(LinkDown("cut"), 0.2)
+    assert desk.node.workers()["w0"][1] == "closed"
+
+
+def test_a_worker_gets_no_more_than_it_has_room_for_and_the_rest_waits_for_it() -> None:
+    desk = Desk(Policy(routing=RoutingPolicy(outstanding_max=1, hold_s=0.2)), workers=("w0",))
+    ((_, first),) = dispatches(desk.submit("r1", 0.0))
+    desk.report("w0", Chunk(first.attempt, 0, part("r1", 0, 1)), 0.9)
+    assert dispatches(desk.submit("r2", 0.0)) == []
+    waiting = desk.until(1.9)
+    assert dispatches(waiting) == []
+    assert told(waiting) == [], "held beyond hold_s, for there will be room"
+    desk.report("w0", Chunk(first.attempt, 1, part("r1", 1, 5), finish="length"), 1.9)
+    assert [sent.attempt.request_id for _, sent in dispatches(desk.until(2.2))] == ["r2"]
