@@ -529,16 +529,15 @@ def test_an_open_breaker_gets_one_probe_and_others_go_elsewhere() -> None:
     assert chosen.count("w0") == 1
 
 
-def test_memory_and_queue_refusals_are_no_breaker_failures_and_go_elsewhere() -> None:
+def test_queue_and_memory_refusals_are_no_breaker_failures_and_go_elsewhere() -> None:
     desk = Desk()
-    for number in range(4):
-        ((worker, sent),) = dispatches(desk.submit(f"r{number}", number * 3.0, session="s"))
-        desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.QUEUE_FULL)), number * 3.0 + 0.1)
-        ((other, again),) = dispatches(desk.until(number * 3.0 + 0.6))
-        assert other != worker
-        desk.report(other, Chunk(again.attempt, 0, part(f"r{number}", 0, 6), finish="length"), number * 3.0 + 0.7)
-        desk.until(number * 3.0 + 3.0)
-    assert {breaker for _, breaker in desk.node.workers().values()} == {"closed"}
+    for number, code in enumerate((Code.QUEUE_FULL, Code.RESOURCE_LIMIT_EXCEEDED)):
+        ((worker, sent),) = dispatches(desk.submit(f"r{number}", number * 1.0))
+        assert worker == "w0"
+        desk.report(worker, Chunk(sent.attempt, 0, code=str(code)), number * 1.0 + 0.1)
+        ((other, _),) = dispatches(desk.until(number * 1.0 + 0.6))
+        assert other == "w1"
+    assert desk.node.workers()["w0"] == ("ready", "closed")
 
 
 def test_a_restart_of_a_worker_moves_its_requests_at_once_and_its_old_tokens_count_for_nothing() -> None:
