@@ -6,6 +6,7 @@ The walk plays clients, workers and the wire; it reads only commands, gauges and
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -529,9 +530,10 @@ def test_an_open_breaker_gets_one_probe_and_others_go_elsewhere() -> None:
     assert chosen.count("w0") == 1
 
 
-def test_queue_and_memory_refusals_are_no_breaker_failures_and_go_elsewhere() -> None:
+@pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.RESOURCE_LIMIT_EXCEEDED, Code.WORKER_DRAINING])
+def test_refusals_are_no_breaker_failures_and_go_elsewhere(code: Code) -> None:
     desk = Desk()
-    for number, code in enumerate((Code.QUEUE_FULL, Code.RESOURCE_LIMIT_EXCEEDED)):
+    for number in range(2):
         ((worker, sent),) = dispatches(desk.submit(f"r{number}", number * 1.0))
         assert worker == "w0"
         desk.report(worker, Chunk(sent.attempt, 0, code=str(code)), number * 1.0 + 0.1)
