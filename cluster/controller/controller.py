@@ -12,6 +12,7 @@ from cluster.controller.routing import choose
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
 from cluster.errors import TRAITS, Code
+from cluster.guard import DuplicateGuard
 from cluster.node import (
     Command,
     Event,
@@ -51,6 +52,7 @@ class ControllerNode:
         self._membership = Membership(policy.membership)
         self._breakers: dict[str, CircuitBreaker] = {}
         self._outstanding: dict[str, int] = {}
+        self._guard = DuplicateGuard()
         self._ledger = Ledger(policy.routing.requests_max)
         self._sessions = SessionRegistry(policy.routing.sessions_max)
         self._retries = RetryHandler(policy.retry, random)
@@ -147,8 +149,12 @@ class ControllerNode:
             # Its deadline is in another clock; the pong tells the client who we are, and it submits again.
             return [Send(submit.client, Pong(self.name, self.incarnation, now))]
         entry = self._ledger.get(submit.request_id)
+        fresh = self._guard.admit(AttemptId(submit.request_id, submit.submission, 0), submit.deadline_s, now)
         if entry is not None:
             return self._resume(entry, submit, now)
+        if not fresh:
+            # Held back on its way, and the request has ended meanwhile: nobody waits for another execution.
+            return []
         entry = Entry(submit)
         code = self._refusal(submit, now)
         if code is not None:
@@ -199,7 +205,9 @@ class ControllerNode:
         commands: list[Command] = []
         eligible = self._eligible(entry.submit.model, now, commands)
         preferred = self._sessions.preferred(session) if session is not None else None
-        worker = choose(self._policy.routing, eligible, self._outstanding, entry.excluded, preferred)
+        worker = self._due_for_probe(eligible, entry.excluded) or choose(
+            self._policy.routing, eligible, self._outstanding, entry.excluded, preferred
+        )
         if worker is None:
             return commands + self._nobody(entry, now)
         entry.attempts_made += 1
@@ -234,6 +242,13 @@ class ControllerNode:
                 if breaker.allows() and self._has_room(worker):
                     workers.append(worker)
         return workers
+
+    def _due_for_probe(self, eligible: list[str], excluded: tuple[str, ...]) -> str | None:
+        """A half-open worker goes first: where every session has found another home, it would never be tried."""
+        for worker in eligible:
+            if self._breakers[worker].state is BreakerState.HALF_OPEN and worker not in excluded:
+                return worker
+        return None
 
     def _has_room(self, worker: str) -> bool:
         return self._outstanding.get(worker, 0) < self._policy.routing.outstanding_max

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from analysis.schema import AttemptRow, EventRow, Gauges
 from cluster.errors import Code
+from cluster.guard import DuplicateGuard
 from cluster.node import (
     Command,
     EngineDied,
@@ -25,7 +26,6 @@ from cluster.node import (
 from cluster.policy import Policy
 from cluster.protocol import AttemptId, Chunk, Dispatch, Drain, Heartbeat, ModelState, StreamReport, Withdraw
 from cluster.timers import Timers
-from cluster.worker.guard import DuplicateGuard
 from cluster.worker.scheduler import ContinuousBatcher, RequestQueue, Work
 
 _HEARTBEAT = "heartbeat"

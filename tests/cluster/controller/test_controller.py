@@ -530,6 +530,27 @@ def test_an_open_breaker_gets_one_probe_and_others_go_elsewhere() -> None:
     assert chosen.count("w0") == 1
 
 
+def test_a_half_open_worker_is_probed_although_every_session_is_at_home_elsewhere() -> None:
+    desk = Desk()
+    for number in range(2):
+        for worker, sent in dispatches(desk.submit(f"f{number}", 0.0, session="s")):
+            desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.ENGINE_ERROR)), 0.1)
+    desk.until(1.2)
+    ((home, probe),) = dispatches(desk.submit("r1", 1.2, session="s"))
+    assert home == "w0"
+    ((other, _),) = dispatches(desk.submit("r2", 1.2, session="s"))
+    assert other == "w1"
+    desk.report("w0", Chunk(probe.attempt, 0, part("r1", 0, 6), finish="length"), 1.3)
+    assert desk.node.workers()["w0"][1] == "closed"
+
+
+def test_a_submission_that_was_held_back_until_its_request_had_ended_starts_nothing() -> None:
+    desk = Desk()
+    ((worker, sent),) = dispatches(desk.submit("r1", 0.0))
+    desk.report(worker, Chunk(sent.attempt, 0, part("r1", 0, 6), finish="length"), 0.1)
+    assert desk.submit("r1", 0.2) == []
+
+
 @pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.RESOURCE_LIMIT_EXCEEDED, Code.WORKER_DRAINING])
 def test_refusals_are_no_breaker_failures_and_go_elsewhere(code: Code) -> None:
     desk = Desk()

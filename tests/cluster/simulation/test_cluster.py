@@ -135,8 +135,9 @@ def test_after_every_cut_of_every_node_everything_has_ended_exactly_and_the_clus
     scene.assert_exact()
     scene.assert_empty()
     for liveness, breaker in scene.cluster.controller.workers().values():
-        # Half-open is as good: with all sessions at home elsewhere nobody has come by to probe.
-        assert (liveness, breaker) in (("ready", "closed"), ("ready", "half_open"))
+        assert liveness == "ready"
+        # After the longest outage the load is over, and nobody comes by to probe.
+        assert breaker == "closed" or (breaker == "half_open" and outage_s == 9.0)
     assert scene.cluster.controller.warm_workers("timed") == 3
     if node == "worker-1":
         assert all(row.outcome == "completed" for row in scene.requests())

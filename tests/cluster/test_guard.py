@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.guard import DuplicateGuard
 from cluster.protocol import AttemptId
-from cluster.worker.guard import DuplicateGuard
 from tests.cluster import QUICK
 
 ATTEMPTS = st.builds(AttemptId, st.sampled_from("ab"), st.integers(1, 2), st.integers(1, 3))

@@ -1,4 +1,4 @@
-"""The duplicate guard: which attempt of each request the worker has seen last."""
+"""The duplicate guard: which attempt of each request a worker, or which submission a controller, has seen last."""
 
 from cluster.protocol import AttemptId
 from cluster.timers import Timers
