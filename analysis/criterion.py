@@ -10,7 +10,8 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     at_least, at_most: one-sided limits in the metric's unit. confidence: of the claim that the limit holds, for
     metrics that are estimated from samples. samples_min: fewer samples make the criterion inconclusive.
-    when_target: judge only when a fault is aimed at this role (`worker` or `controller`); None always.
+    when_target: judge only when a fault is aimed at this role (`worker`, `controller` or `client`); None always.
+    while_faulted: count only requests whose life [intended_s, ended_s] overlaps a fault's [injected_s, healed_s].
     """
 
     metric: str
@@ -20,3 +21,4 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1)] = 0.99
     samples_min: Annotated[int, msgspec.Meta(ge=1)] = 1
     when_target: str | None = None
+    while_faulted: bool = False

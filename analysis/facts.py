@@ -183,6 +183,21 @@ def host_stalls(history: History) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["node", "start_s", "end_s", "length_s"])
 
 
+def require_worker_rows(history: History) -> None:
+    """Raises CannotJudge when tokens were delivered and no worker ever told of an attempt.
+
+    Single workers that were killed may leave nothing; that all of them leave nothing proves nothing.
+    """
+    told = (history.attempts["side"] == "worker").any() or (history.events["kind"] == "attempt_started").any()
+    if not told and tokens_delivered(history):
+        raise CannotJudge("no worker left a row")
+
+
+def tokens_delivered(history: History) -> bool:
+    """Whether any request of the run got a token."""
+    return bool((finished(history)["segments"].map(len) > 0).any())
+
+
 def cleanly_stopped(history: History) -> set[tuple[str, int]]:
     """Node and incarnation of those that ended on request, so that nothing of their rows is missing."""
     stopped = history.events[history.events["kind"] == "node_stopped"]

@@ -29,9 +29,10 @@ def judge(history: History) -> Verdict:
     an expectation refuted, an invariant broken, or a fault not healed. A run that was cut is never better than
     inconclusive.
     """
-    criteria = [*_steady_state(history), *_expectations(history), *_self_checks(history)]
+    expectations = _expectations(history)
+    criteria = [*_steady_state(history), *expectations, *_self_checks(history)]
     invariants = run_checkers(history)
-    faults = _fault_outcomes(history)
+    faults = [*_fault_outcomes(history), *_nothing_expected(expectations)]
     outcomes = [each.verdict for each in criteria] + [each.verdict for each in invariants]
     verdict = merge([*outcomes, *(outcome for outcome, _ in faults)])
     if verdict is Outcome.PASS and not history.info.complete:
@@ -99,6 +100,14 @@ def _expectations(history: History) -> list[CriterionResult]:
     return [evaluate(history, name, criterion) for name, criterion in _criteria(history, "expectations").items()]
 
 
+def _nothing_expected(expectations: list[CriterionResult]) -> list[tuple[Outcome, str]]:
+    """A run of which nothing was expected shows nothing, however well it went."""
+    if any(each.verdict is not Outcome.NOT_APPLICABLE for each in expectations):
+        return []
+    text = "none of the expectations applies to this run" if expectations else "the experiment has no expectations"
+    return [(Outcome.INCONCLUSIVE, f"{text}, so it shows nothing")]
+
+
 def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResult:
     """Judge one criterion.
 
@@ -125,7 +134,8 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
     if criterion.when_target is not None and criterion.when_target != role:
         return result(Outcome.NOT_APPLICABLE, f"it is about a fault of a {criterion.when_target}")
     try:
-        seen = measure(history, criterion.metric, criterion.phase, criterion.confidence)
+        counted = _met_by_a_fault(history) if criterion.while_faulted else history
+        seen = measure(counted, criterion.metric, criterion.phase, criterion.confidence)
     except UnknownMetricError as error:
         return result(Outcome.INVALID, str(error))
     except CannotJudge as reason:
@@ -133,8 +143,28 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
     return result(*_weigh(history, criterion, seen), seen)
 
 
+def _met_by_a_fault(history: History) -> History:
+    """The history of only those requests whose life overlaps a fault. One without a row lives on from intended_s."""
+    windows = fault_windows(history)
+    if not windows:
+        raise CannotJudge("no fault was injected, so none met a request")
+    lines = offered(history)
+    ends = lines["ended_s"].fillna(math.inf)
+    met = [
+        any(window.overlaps(start_s, end_s) for window in windows)
+        for start_s, end_s in zip(lines["intended_s"], ends, strict=True)
+    ]
+    names = lines.loc[met, "request_id"]
+    return msgspec.structs.replace(
+        history,
+        requests=history.requests[history.requests["request_id"].isin(names)],
+        schedule=history.schedule[history.schedule["request_id"].isin(names)],
+    )
+
+
 def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[Outcome, str]:
-    where = f" in phase {criterion.phase}" if criterion.phase else ""
+    where = " of requests met by a fault" if criterion.while_faulted else ""
+    where += f" in phase {criterion.phase}" if criterion.phase else ""
     complete = history.info.complete
     unit = METRICS[criterion.metric].unit
     name = criterion.metric.removesuffix("_s").replace("_", " ")
@@ -205,6 +235,8 @@ def _target_role(history: History) -> str | None:
     targets = _targets(history)
     if not targets:
         return None
+    if all(name.startswith("client-") for name in targets):
+        return "client"
     return "controller" if "controller" in targets else "worker"
 
 
@@ -276,7 +308,7 @@ def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
         label = f"{row['name']} ({row['kind']} of {', '.join(row['targets'])})"
         healed = not math.isnan(row["healed_s"])
         if not row["verified"] and (complete or healed):
-            found.append((Outcome.INVALID, f"the fault {label} did not prove that it took effect"))
+            found.append((Outcome.INVALID, f"the fault {label} {_unproven(row['evidence'])}"))
         if not row["heal_verified"] and (healed or (complete and not math.isnan(row["injected_s"]))):
             found.append((Outcome.FAIL, f"the heal of the fault {label} is not proven"))
     recorded = set(history.faults["name"])
@@ -284,6 +316,24 @@ def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
     if complete:
         found += [(Outcome.INVALID, f"the fault {name} was never injected") for name in missing]
     return found
+
+
+def _unproven(text: str) -> str:
+    """Why a fault is not verified: it did not take effect, or it did and was gone before its end."""
+    evidence = _evidence(text)
+    end = evidence.get("end")
+    if end is None or not _denied(end) or _denied(evidence.get("bite")):
+        return "did not prove that it took effect"
+    targets = end.items() if isinstance(end, dict) else ()
+    why = [f"{name}: {told['because']}" for name, told in targets if _denied({name: told}) and "because" in told]
+    return "was not in force until its end" + (f" ({'; '.join(why)})" if why else "")
+
+
+def _denied(facts: object) -> bool:
+    """Whether the evidence says no: of a target, or because it could not be had."""
+    if not isinstance(facts, dict):
+        return False
+    return "error" in facts or any(isinstance(told, dict) and told.get("bites") is False for told in facts.values())
 
 
 def _fault_results(history: History) -> list[FaultResult]:

@@ -15,11 +15,14 @@ _BOUNDS = {
     "open_requests": "open_requests_max",
     "kv_bytes": "kv_bytes_max",
 }
+# The design gives a node one subscription; every further one is a message that it handles twice, or a leak.
+_SUBSCRIBERS = ("client", "controller", "worker")
+_SUBSCRIPTIONS_MAX = 1
 _BASED = ("queue_depth", "active", "open_requests")
 
 
 def check(history: History) -> InvariantResult:
-    """Every sample is judged against its own bound (-1: none).
+    """Every sample is judged against its own bound (-1: none), and no node subscribes more than once.
 
     The last sample of a node, if taken after the last request had ended, shows an empty node. A node without such a
     sample, killed perhaps, is unknown.
@@ -31,6 +34,7 @@ def check(history: History) -> InvariantResult:
     found: list[Violation] = []
     for gauge, bound in _BOUNDS.items():
         found += _exceeded(samples, gauge, bound)
+    found += _oversubscribed(samples)
     for gauge in _BASED:
         found += _left_over(last, gauge)
     held = f"{len(samples)} samples within their bounds; {len(last)} nodes seen empty after the load"
@@ -41,6 +45,13 @@ def _exceeded(samples: pd.DataFrame, gauge: str, bound: str) -> list[Violation]:
     over = samples[(samples[bound] >= 0) & (samples[gauge] > samples[bound])]
     return violations(
         over, lambda row: f"{gauge} of {row['node']} is {row[gauge]}, its bound is {row[bound]}", "time_s"
+    )
+
+
+def _oversubscribed(samples: pd.DataFrame) -> list[Violation]:
+    over = samples[samples["role"].isin(_SUBSCRIBERS) & (samples["subscriptions"] > _SUBSCRIPTIONS_MAX)]
+    return violations(
+        over, lambda row: f"{row['node']} has {row['subscriptions']} subscriptions, its bound is 1", "time_s"
     )
 
 

@@ -1,10 +1,12 @@
 """Invariant 4: nothing offered is lost or made up, and no token is delivered that no worker made."""
 
 import numpy as np
+import pandas as pd
 
 from analysis.checkers.finding import judged, violations
-from analysis.facts import cleanly_stopped, counts, finished, run_end_s, segments
+from analysis.facts import cleanly_stopped, counts, finished, require_worker_rows, run_end_s, segments
 from analysis.history import History
+from analysis.timeline import controllers
 from analysis.verdict import InvariantResult, Violation
 
 NUMBER = 4
@@ -15,8 +17,9 @@ _ATTEMPT = ["request_id", "submission", "attempt"]
 def check(history: History) -> InvariantResult:
     """offered = completed + failed + refused + cancelled, plus what is in flight in a run that was cut.
 
-    Of every attempt a client got at most the tokens that its worker says it made. Rows of a worker that did not stop
-    on request may be missing, which is no breach.
+    Of every attempt a client got at most the tokens that its worker says it made, and from the very worker to which
+    the controller gave it; no worker runs what no controller gave it. Rows of a node that did not stop on request may
+    be missing, which is no breach.
     """
     tally = counts(history)
     ended = tally.completed + tally.failed + tally.refused + tally.cancelled
@@ -25,7 +28,9 @@ def check(history: History) -> InvariantResult:
         still = f" and {tally.in_flight} never ended" if tally.in_flight else ""
         text = f"{tally.offered} requests were offered, {ended} ended{still}"
         found.append(Violation(run_end_s(history), "", "", text))
-    found += _token_breaches(history)
+    found += _token_breaches(history) + _undispatched(history)
+    if not found:
+        require_worker_rows(history)
     return judged(NUMBER, NAME, found, f"{tally.offered} requests offered, all accounted for; token sums agree")
 
 
@@ -54,3 +59,57 @@ def _token_breaches(history: History) -> list[Violation]:
             f"{row['attempt']}, of which {row['worker']} made {row['made']:.0f}"
         ),
     )
+
+
+def _undispatched(history: History) -> list[Violation]:
+    """Tokens from, and executions on, a worker to which no controller gave the attempt."""
+    dispatched = history.attempts[history.attempts["side"] == "controller"]
+    rows = finished(history)
+    got = segments(rows).drop_duplicates([*_ATTEMPT, "worker"]).rename(columns={"received_s": "ended_s"})
+    known = _known(got, dispatched, [*_ATTEMPT, "worker"])
+    elsewhere = ~known & _known(got, dispatched, _ATTEMPT)
+    found = violations(
+        got[elsewhere],
+        lambda row: (
+            f"request {row['request_id']}: tokens of attempt {row['submission']}.{row['attempt']} came from "
+            f"{row['worker']}, the controller had given it to another worker"
+        ),
+    )
+    if not _controllers_told_all(history):
+        return found
+    # What was still open when a run was cut has no row yet.
+    over = rows if history.info.complete else rows[rows["outcome"] == "completed"]
+    found += violations(
+        got[~known & ~elsewhere & got["request_id"].isin(over["request_id"])],
+        lambda row: (
+            f"request {row['request_id']}: tokens of attempt {row['submission']}.{row['attempt']} came from "
+            f"{row['worker']}, the controller has no row of it"
+        ),
+    )
+    # Before time zero is the load of the capacity probe.
+    made = history.attempts[(history.attempts["side"] == "worker") & (history.attempts["begun_s"] >= 0)]
+    made = made[made["started_s"].notna()]
+    if not history.info.complete:
+        made = made[made["request_id"].isin(over["request_id"])]
+    return found + violations(
+        made[~_known(made, dispatched, [*_ATTEMPT, "worker"])],
+        lambda row: (
+            f"request {row['request_id']}: {row['worker']} ran attempt {row['submission']}.{row['attempt']}, "
+            "which no controller gave it"
+        ),
+    )
+
+
+def _known(rows: pd.DataFrame, among: pd.DataFrame, keys: list[str]) -> "pd.Series[bool]":
+    told = set(zip(*(among[key] for key in keys), strict=True))
+    found = [key in told for key in zip(*(rows[key] for key in keys), strict=True)]
+    return pd.Series(found, index=rows.index, dtype=bool)
+
+
+def _controllers_told_all(history: History) -> bool:
+    """Whether every controller there ever was stopped on request. One that was killed took its last rows with it."""
+    names = controllers(history.events)
+    told = [history.attempts[history.attempts["side"] == "controller"], history.events]
+    told[1] = told[1][told[1]["node"].isin(names)]
+    seen = {pair for rows in told for pair in zip(rows["node"], rows["incarnation"], strict=True)}
+    return bool(seen) and seen <= cleanly_stopped(history)

@@ -3,7 +3,15 @@
 import pandas as pd
 
 from analysis.checkers.finding import judged, violations
-from analysis.facts import fault_windows, host_stalls, policy, recovery_limit_s, run_end_s
+from analysis.facts import (
+    CannotJudge,
+    fault_windows,
+    host_stalls,
+    policy,
+    recovery_limit_s,
+    run_end_s,
+    tokens_delivered,
+)
 from analysis.history import History
 from analysis.timeline import MEMBERSHIP_STATES
 from analysis.verdict import InvariantResult, Outcome, Violation
@@ -28,6 +36,8 @@ def check(history: History) -> InvariantResult:
         return InvariantResult(NUMBER, NAME, Outcome.INVALID, 0, text)
     found = violations(deaths, lambda row: f"{row['subject']} was declared dead while no fault touched it", "time_s")
     dispatches = history.attempts[history.attempts["side"] == "controller"]
+    if dispatches.empty and not found and tokens_delivered(history):
+        raise CannotJudge("no controller row of any dispatch")
     found += _misdirected(history, dispatches)
     return judged(NUMBER, NAME, found, f"{len(dispatches)} dispatches, all to workers that were ready")
 

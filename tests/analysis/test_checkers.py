@@ -14,7 +14,7 @@ from analysis.facts import CannotJudge
 from analysis.history import History
 from analysis.schema import EventRow, Segment
 from analysis.verdict import InvariantResult, Outcome
-from tests.analysis.histories import HEALED_S, MAX_TOKENS, READY_AGAIN_S, RUN_END_S, Run, clean_run, sample
+from tests.analysis.histories import HEALED_S, MAX_TOKENS, READY_AGAIN_S, RUN_END_S, WORKERS, Run, clean_run, sample
 
 CLEAN = clean_run()
 
@@ -154,6 +154,22 @@ def superseded_token(run: Run) -> None:
     run.change(row, segments=[msgspec.structs.replace(first, attempt=2), second])
 
 
+def overtaken_token(run: Run) -> None:
+    """The controller had begun attempt 2, and the client still took the rest of attempt 1."""
+    row = run.find("attempts", request_id="r30", side="controller")[0]
+    second_s = request(run).segments[1].received_s
+    run.add("controller", msgspec.structs.replace(row, attempt=2, begun_s=second_s - 0.3))
+
+
+def unrecorded_dispatch(run: Run) -> None:
+    run.drop(run.find("attempts", request_id="r30", side="controller")[0])
+
+
+def tokens_of_another_worker(run: Run) -> None:
+    row = request(run)
+    run.change(row, segments=[msgspec.structs.replace(part, worker="worker-2") for part in row.segments])
+
+
 def retry_storm(run: Run) -> None:
     for _ in range(400):
         run.event("controller", 20.0, "retry", request_id="r30", submission=1, attempt=2)
@@ -213,6 +229,10 @@ def bound_exceeded(run: Run) -> None:
     run.add("worker-1", sample("worker-1", 5.1, active=9))
 
 
+def subscribed_twice(run: Run) -> None:
+    run.add("worker-1", sample("worker-1", 5.1, subscriptions=2))
+
+
 def left_over(run: Run) -> None:
     run.add("controller", sample("controller", RUN_END_S + 0.6, open_requests=1))
 
@@ -245,7 +265,9 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (ended_late, {1}, "ended 1.50 s after its deadline"),
     (ended_as_nothing, {1}, "ended as completed with code none and finish none"),
     (token_after_end, {2}, "token 6 came after the end"),
-    (invented_attempt, {2}, "worked for somebody-elses"),
+    (invented_attempt, {2, 4}, "worked for somebody-elses|worker-0 ran attempt 1.1, which no controller gave it"),
+    (unrecorded_dispatch, {4}, "came from worker-0, the controller has no row of it"),
+    (tokens_of_another_worker, {4}, "came from worker-2, the controller had given it to another worker"),
     (too_many_tokens, {3}, "token 12 is not"),
     (false_stop, {3}, "it stopped after 6 tokens"),
     (tokens_from_nowhere, {4}, "12 tokens delivered of attempt 1.1, of which worker-0 made 11"),
@@ -253,10 +275,11 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (executed_twice_killed, {5}, "attempt 1.1 was executed 2 times"),
     (started_late, {5}, "0.001 s after its deadline"),
     (started_late_killed, {5}, "0.300 s after its deadline"),
+    (overtaken_token, {5}, "token 6 came from attempt 1.1, which had been superseded"),
     (superseded_token, {4, 5}, "token 6 came from attempt 1.1, which had been superseded"),
     (retry_storm, {5}, "more than the budget of 169"),
-    (dispatch_to_dead, {6}, "r167 was sent to worker-0, which was suspected"),
-    (dispatch_to_stranger, {6}, "r30 was sent to worker-9, which was not yet ready"),
+    (dispatch_to_dead, {4, 6}, "had given it to another worker|r167 was sent to worker-0, which was suspected"),
+    (dispatch_to_stranger, {4, 6}, "had given it to another worker|r30 was sent to worker-9, which was not yet ready"),
     (healthy_declared_dead, {6}, "worker-1 was declared dead while no fault touched it"),
     (never_recovered, {7}, "worker worker-0 is dead 6.0 s after the heal"),
     (breaker_stays_open, {7}, "breaker of worker-0 is half_open"),
@@ -264,6 +287,7 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (backlog, {7}, "9 requests wait on worker-1 10.2 s after the heal, at most 0 did before"),
     (worker_never_came, {7}, "only 3 of 4 workers ever joined"),
     (bound_exceeded, {8}, "active of worker-1 is 9, its bound is 8"),
+    (subscribed_twice, {8}, "worker-1 has 2 subscriptions, its bound is 1"),
     (left_over, {8}, "open_requests of controller is still 1"),
     (unexplained_error, {9}, "r150 ended with ENGINE_ERROR, which no fault explains"),
     (error_before_fault, {9}, "r50 ended with FIRST_TOKEN_TIMEOUT"),
@@ -464,3 +488,64 @@ def test_a_segment_says_where_it_came_from() -> None:
     run = fresh()
     run.change(request(run), segments=[Segment(0, 0, 1, 1, "worker-0", 1, 0.0), *request(run).segments])
     assert "an empty segment at token 0" in rejected(run)[2].explanation
+
+
+def test_a_token_that_crosses_the_next_dispatch_is_no_superseded_one() -> None:
+    run = fresh()
+    row = run.find("attempts", request_id="r30", side="controller")[0]
+    run.add("controller", msgspec.structs.replace(row, attempt=2, begun_s=request(run).segments[1].received_s - 0.2))
+    assert rejected(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "healed_s", "breaks"),
+    [
+        ("controller", HEALED_S, False),
+        ("client-0", HEALED_S, False),
+        ("worker-0", HEALED_S, True),
+        ("controller", 1.5, False),
+        # r30 is received at about 2.6 s: more than the recovery limit after this heal.
+        ("controller", -4.0, True),
+    ],
+)
+def test_bytes_that_a_link_held_may_come_late(target: str, healed_s: float, breaks: bool) -> None:
+    run = fresh()
+    overtaken_token(run)
+    run.change(run.find("faults")[0], targets=[target], injected_s=-5.0 if healed_s < 0 else 1.0, healed_s=healed_s)
+    assert (5 in rejected(run)) is breaks
+
+
+def test_tokens_without_any_dispatch_are_not_passed() -> None:
+    run = fresh()
+    for row in run.find("attempts", side="controller"):
+        run.drop(row)
+    run.drop(run.find("events", kind="node_stopped", subject="controller")[0])
+    results = rejected(run)
+    assert set(results) == {6}
+    assert "no controller row of any dispatch" in results[6].explanation
+    run.info = msgspec.structs.replace(run.info, complete=False)
+    assert rejected(run)[6].verdict is Outcome.INCONCLUSIVE
+
+
+def test_tokens_without_a_trace_of_any_worker_are_not_passed() -> None:
+    run = fresh()
+    for worker in WORKERS:
+        run.drop(run.find("events", kind="node_stopped", subject=worker)[0])
+    for row in run.find("attempts", side="worker"):
+        run.drop(row)
+    assert rejected(run) == {}
+    for started in run.find("events", kind="attempt_started"):
+        run.drop(started)
+    results = rejected(run)
+    assert set(results) == {4, 5}
+    assert all("no worker left a row" in result.explanation for result in results.values())
+    run.info = msgspec.structs.replace(run.info, complete=False)
+    assert {rejected(run)[number].verdict for number in (4, 5)} == {Outcome.INCONCLUSIVE}
+
+
+def test_rows_of_a_killed_controller_may_be_missing() -> None:
+    run = fresh()
+    unrecorded_dispatch(run)
+    assert set(rejected(run)) == {4}
+    run.add("controller", EventRow(-9.0, "node_started", "controller"), incarnation=0)
+    assert rejected(run) == {}

@@ -231,3 +231,95 @@ def test_malformed_criteria_are_one_line() -> None:
     run = expecting(fresh(), wrong={"metric": "success_rate", "at_leest": 1})
     with pytest.raises(UnreadableError, match=r"experiment\.yaml: expectations: .*at_leest"):
         verdict_of(run)
+
+
+def faulted(run: Run, **limits: Any) -> CriterionResult:
+    limits = {"metric": "success_rate", "at_least": 0.9, "while_faulted": True} | limits
+    return criterion(verdict_of(expecting(run, met=limits)), "met")
+
+
+def test_requests_that_met_no_fault_do_not_count() -> None:
+    run = fresh()
+    assert criterion(verdict_of(expecting(run, all={"metric": "success_rate", "phase": "fault"})), "all").samples == 100
+    met = faulted(run, phase="fault")
+    assert met.verdict is Outcome.PASS
+    assert met.explanation.startswith("success rate of requests met by a fault in phase fault is 100 %")
+    # Of the fault phase 8..16 s the fault was on from 9 s to 14 s, and a request takes 0.2 s.
+    assert met.samples == sum(r.intended_s > 8 and r.ended_s >= 9 and r.intended_s <= 14 for r in run.find("requests"))
+    for row in run.find("requests"):
+        if row.ended_s >= 9 and row.intended_s <= 10:
+            fail(run, row.request_id, "FIRST_TOKEN_TIMEOUT")
+    everybody = expecting(run, all={"metric": "success_rate", "at_least": 0.9})
+    assert criterion(verdict_of(everybody), "all").verdict is Outcome.PASS
+    assert faulted(run).verdict is Outcome.FAIL
+
+
+def test_a_request_that_hung_before_the_fault_met_it() -> None:
+    run = fresh()
+    counted = faulted(run).samples
+    run.drop(run.find("requests", request_id="r50")[0])
+    run.drop(run.find("requests", request_id="r250")[0])
+    assert faulted(run).samples == counted + 1
+
+
+def test_without_a_fault_nothing_is_met_by_one() -> None:
+    run = fresh()
+    run.change(run.find("faults")[0], injected_s=None, verified=False, healed_s=None)
+    result = faulted(run)
+    assert result.verdict is Outcome.INCONCLUSIVE
+    assert "no fault was injected" in result.explanation
+
+
+@pytest.mark.parametrize(
+    ("targets", "role"),
+    [
+        (["client-0", "client-1"], "client"),
+        (["client-0", "worker-0"], "worker"),
+        (["client-0", "controller"], "controller"),
+        (["worker-0"], "worker"),
+    ],
+)
+def test_roles_of_targets(targets: list[str], role: str) -> None:
+    run = fresh()
+    names = ("client", "controller", "worker")
+    run = expecting(run, **{name: {"metric": "success_rate", "when_target": name} for name in names})
+    run.experiment = run.experiment | {"faults": {"cut": {"kind": "partition", "targets": targets}}}
+    run.change(run.find("faults")[0], targets=targets)
+    verdict = verdict_of(run)
+    judged = [name for name in names if criterion(verdict, name).verdict is not Outcome.NOT_APPLICABLE]
+    assert judged == [role]
+
+
+@pytest.mark.parametrize(
+    ("criteria", "text"),
+    [
+        ({}, "the experiment has no expectations, so it shows nothing"),
+        (
+            {"away": {"metric": "success_rate", "when_target": "controller"}},
+            "none of the expectations applies to this run, so it shows nothing",
+        ),
+    ],
+)
+def test_a_run_of_which_nothing_was_expected_is_not_passed(criteria: dict[str, Any], text: str) -> None:
+    verdict = verdict_of(expecting(fresh(), **criteria))
+    assert verdict.verdict is Outcome.INCONCLUSIVE
+    assert verdict.reasons == [text]
+
+
+@pytest.mark.parametrize(
+    ("bites", "end", "text"),
+    [
+        (True, {"worker-0": {"bites": False, "because": "it answered"}}, "was not in force until its end"),
+        (True, {"error": "the proxy is gone"}, "was not in force until its end"),
+        (True, {"worker-0": {"bites": True, "because": "silent"}}, "did not prove that it took effect"),
+        (False, {"worker-0": {"bites": False, "because": "it answered"}}, "did not prove that it took effect"),
+    ],
+)
+def test_a_fault_that_was_gone_before_its_end_says_so(bites: bool, end: dict[str, Any], text: str) -> None:
+    run = fresh()
+    evidence = {"bite": {"worker-0": {"bites": bites, "because": ""}}, "end": end, "heal": {}}
+    run.change(run.find("faults")[0], verified=False, evidence=json.dumps(evidence))
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert verdict.reasons[0].startswith(f"the fault cut (partition of worker-0) {text}")
+    assert ("it answered" in verdict.reasons[0]) is (bites and end.get("worker-0", {}).get("because") == "it answered")
