@@ -150,8 +150,11 @@ class Director:
             self._watcher.note(f"NOT PROVED: {spec.kind} {injection.aim} shows no effect; the run will be invalid")
         try:
             await fault.sustain(world, end_s)
+            injection.end = await fault.verify_end(world)
         except HandleError as error:
-            injection.bite = Evidence(False, {**injection.bite.facts, "error": str(error)})
+            injection.end = Evidence(False, {"error": str(error)})
+        if injection.bite.proved and not injection.end.proved:
+            self._watcher.note(f"NOT IN FORCE until its end: {spec.kind} {injection.aim}; the run will be invalid")
         await self._heal(injection, self._experiment.recovery_limit_s)
 
     async def _heal(self, injection: "_Injection", limit_s: float) -> None:
@@ -185,6 +188,7 @@ class _Injection:
         self.fault = fault
         self.injected_s: float | None = None
         self.bite = Evidence(False, {})
+        self.end: Evidence | None = None
         self.verified_s: float | None = None
         self.healed_s: float | None = None
         self.over = False
@@ -198,16 +202,20 @@ class _Injection:
         """The fault as it went."""
         spec = self.spec
         parameters = {"mode": spec.mode, "duration_s": spec.duration_s, "ttl_s": spec.ttl_s, **spec.options}
+        evidence = {"bite": self.bite.facts, "heal": healed.facts}
+        if self.end is not None:
+            evidence["end"] = self.end.facts
         return FaultRow(
             name=self.name,
             kind=spec.kind,
             targets=list(spec.targets),
             parameters=json.dumps(parameters),
             injected_s=self.injected_s,
-            verified=self.bite.proved,
+            # A fault that went away by itself was not the fault of this experiment. None: the run ended before.
+            verified=self.bite.proved and (self.end is None or self.end.proved),
             verified_s=self.verified_s,
             healed_s=self.healed_s,
             heal_verified=healed.proved,
             explains=[str(code) for code in self.fault.explains],
-            evidence=json.dumps({"bite": self.bite.facts, "heal": healed.facts}),
+            evidence=json.dumps(evidence),
         )

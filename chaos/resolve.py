@@ -114,7 +114,7 @@ def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -
         if limit is not None and not math.isfinite(limit):
             raise _Wrong(f"{field}.{side}", f"expected a finite number, got {limit}")
     if criterion.when_target is not None:
-        _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller"), "role")
+        _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller", "client"), "role")
 
 
 def _one_of(field: str, value: str, known: Mapping[str, object] | Sequence[str], noun: str) -> None:

@@ -25,7 +25,7 @@ from chaos.resolve import load
 from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.world import HandleError, InfrastructureError, World
-from workloads.capacity import CapacityUnknown, InfeasibleRate
+from workloads.capacity import CapacityUnknown, HostTooSlow, InfeasibleRate
 
 EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
@@ -76,7 +76,7 @@ def run(experiment: Experiment, world: str, seed: int, out: Path, address: str |
         progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
         try:
             ended_by = _execute(experiment, world, seed, results, progress, address)
-        except (InfrastructureError, HandleError, CapacityUnknown, RecorderError) as error:
+        except (InfrastructureError, HandleError, CapacityUnknown, HostTooSlow, RecorderError) as error:
             return _complain(str(error), EXIT_INFRASTRUCTURE)
         except InfeasibleRate as error:
             return _complain(str(error), EXIT_USAGE)

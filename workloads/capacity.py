@@ -18,6 +18,10 @@ class InfeasibleRate(Exception):
     """The experiment asks for more than the cluster can do. The message is one line."""
 
 
+class HostTooSlow(Exception):
+    """The cluster cannot carry the least rate with which the experiment makes sense. The message is one line."""
+
+
 class ProbePlan(msgspec.Struct, frozen=True):
     """A closed loop: `in_flight` requests are kept open for `warm_up_s`, then for `measure_s` that count. Seconds."""
 
@@ -82,11 +86,15 @@ def estimate_capacity(completions: Iterable[Completion], plan: ProbePlan) -> Cap
 def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> ResolvedRate:
     """The spec's rate, within its bounds, in requests per second.
 
-    Raises InfeasibleRate when an absolute rate or rate_min is above the capacity (a share above 100 % asks for overload
-    and gets it), ValueError when the capacity is not positive.
+    Raises InfeasibleRate when an absolute rate is above the capacity (a share above 100 % asks for overload and gets
+    it), HostTooSlow when rate_min is, ValueError when the capacity is not positive.
     """
     if not capacity_requests_per_s > 0:
         raise ValueError(f"expected a positive capacity, got {capacity_requests_per_s:g} requests/s")
+    absolute = Rate.parse(spec.rate).per_s
+    if absolute is not None and absolute > capacity_requests_per_s:
+        measured = _measured(absolute, capacity_requests_per_s)
+        raise InfeasibleRate(f"rate {spec.rate} is {measured}: lower it, add workers, or give a share such as 60%")
     asked = {field: _per_s(text, capacity_requests_per_s) for field, text in _texts(spec).items() if text is not None}
     field, per_s = "rate", asked["rate"]
     if "rate_min" in asked and asked["rate_min"] > per_s:
@@ -97,9 +105,9 @@ def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> Resolved
     text = _texts(spec)[field] or ""
     origin = text if field == "rate" else f"{field} {text} instead of {spec.rate}"
     share = per_s / capacity_requests_per_s
-    measured = f"{share:.0%} of the measured capacity of {capacity_requests_per_s:.1f} requests/s"
-    if share > 1 and Rate.parse(text).per_s is not None:
-        raise InfeasibleRate(f"{field} {text} is {measured}: lower it, add workers, or give a share such as 60%")
+    measured = _measured(per_s, capacity_requests_per_s)
+    if share > 1 and field == "rate_min":
+        raise HostTooSlow(f"rate_min {text} is {measured}: free this machine, add workers, or lower workload.rate_min")
     statement = f"{per_s:.1f} requests/s ({origin}), {measured}"
     if share > 1:
         statement += "; this is overload: the queue grows for as long as it lasts"
@@ -110,6 +118,11 @@ def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> Resolved
 
 def _texts(spec: WorkloadSpec) -> dict[str, str | None]:
     return {"rate": spec.rate, "rate_min": spec.rate_min, "rate_max": spec.rate_max}
+
+
+def _measured(per_s: float, capacity_requests_per_s: float) -> str:
+    share = per_s / capacity_requests_per_s
+    return f"{share:.0%} of the measured capacity of {capacity_requests_per_s:.1f} requests/s"
 
 
 def _per_s(text: str, capacity_requests_per_s: float) -> float:

@@ -57,6 +57,14 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 parsed[field] = Rate.parse(text)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
+        asked = parsed["rate"].per_s
+        for field, text, bound in (
+            ("rate_min", self.rate_min, parsed.get("rate_min", Rate()).per_s),
+            ("rate_max", self.rate_max, parsed.get("rate_max", Rate()).per_s),
+        ):
+            if asked is not None and bound is not None and (asked < bound if field == "rate_min" else asked > bound):
+                side = "less" if field == "rate_min" else "more"
+                raise ValueError(f"rate: {self.rate} is {side} than {field}, {text}")
         least, most = parsed.get("rate_min", Rate()), parsed.get("rate_max", Rate())
         for low, high in ((least.per_s, most.per_s), (least.share, most.share)):
             if low is not None and high is not None and low > high:

@@ -41,6 +41,9 @@ class Fault(Protocol):
     async def sustain(self, world: World, until_s: float) -> None:
         """Keep it up until the world's time `until_s`."""
 
+    async def verify_end(self, world: World) -> Evidence:
+        """Evidence, just before the heal, that it was in force until now."""
+
     async def heal(self, world: World) -> None:
         """Undo it. Safe to call at any time, and again."""
 

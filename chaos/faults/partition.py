@@ -18,6 +18,7 @@ _SETTLE_S = 0.2
 _WATCH_S = 1.1
 _RESET_EVERY_S = 3.0
 _POLL_S = 0.1
+_DURATION_S_MIN = 2.5
 
 
 class Partition:
@@ -30,6 +31,8 @@ class Partition:
         modes = ", ".join(cut.value for cut in Cut)
         if spec.mode is None or spec.mode not in set(Cut):
             raise ValueError(f"mode: expected one of {modes}, got {spec.mode!r}")
+        if spec.duration_s < _DURATION_S_MIN:
+            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
         if spec.options:
             raise ValueError(f"options: a partition has none, got {', '.join(spec.options)}")
         self._cut = Cut(spec.mode)
@@ -37,6 +40,7 @@ class Partition:
         self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
         self._ttl_s = spec.ttl_s
         self._before: dict[str, LinkState] = {}
+        self._missed: dict[str, int] = {}
 
     @property
     def explains(self) -> tuple[str, ...]:
@@ -80,13 +84,45 @@ class Partition:
 
     async def sustain(self, world: World, until_s: float) -> None:
         """See Fault. A reset repeats; the other cuts last by themselves."""
-        if self._cut is Cut.RESET:
-            while world.now() + _RESET_EVERY_S < until_s:
-                await world.sleep(_RESET_EVERY_S)
-                for target in self._targets:
-                    world.record(EventRow(world.clock(), "fault_repeated", target))
-                    await world.link(target).cut(self._cut, self._ttl_s)
+        strike_s = world.now() + _RESET_EVERY_S
+        while self._cut is Cut.RESET and strike_s < until_s:
+            await world.sleep(strike_s - world.now())
+            await self._strike_again(world)
+            strike_s += _RESET_EVERY_S
         await world.sleep(until_s - world.now())
+
+    async def _strike_again(self, world: World) -> None:
+        """Break the targets' present connections, and see that they are broken."""
+        before = {target: await world.link(target).inspect() for target in self._targets}
+        for target in self._targets:
+            world.record(EventRow(world.clock(), "fault_repeated", target))
+            await world.link(target).cut(self._cut, self._ttl_s)
+        await world.sleep(_SETTLE_S)
+        for target in self._targets:
+            after = await world.link(target).inspect()
+            if before[target].cid != 0 and after.cid == before[target].cid:
+                self._missed[target] = self._missed.get(target, 0) + 1
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault. Nobody who is cut off gets an answer, and every reset has broken a connection."""
+        facts: dict[str, object] = {}
+        proved = True
+        for target in self._targets:
+            state = await world.link(target).inspect()
+            bites, why = self._still(target, state)
+            proved = proved and bites
+            facts[target] = {"bites": bites, "because": why, "state": _facts(state)}
+        return Evidence(proved, facts)
+
+    def _still(self, target: str, state: LinkState) -> tuple[bool, str]:
+        if self._cut is Cut.RESET:
+            missed = self._missed.get(target, 0)
+            if missed:
+                return False, f"{missed} of the resets left the connection as it was"
+            return True, "every reset broke the connection of its moment"
+        if state.answered:
+            return False, "the node's own message came back over its present connection"
+        return True, "nothing that the node sends comes back to it"
 
     async def heal(self, world: World) -> None:
         """See Fault."""

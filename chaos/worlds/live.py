@@ -195,8 +195,7 @@ class LiveWorld:
 
     async def look(self) -> Snapshot:
         """See World. Raises InfrastructureError when a node of ours has ended by itself."""
-        if self._servers.keeper is not None and not self._servers.keeper.alive():
-            raise InfrastructureError("the keeper process is gone; without it no fault may stay in force")
+        await asyncio.to_thread(self._servers.check_alive)
         standings = await self._standings()
         standing = total([part for part, _ in standings])
         looks = await self._looks()

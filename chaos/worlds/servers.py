@@ -67,6 +67,17 @@ class Servers:
         except (BrokerUnavailable, KeeperError, ToxiproxyError, ToxiproxyUnavailable, UndoError) as error:
             raise InfrastructureError(str(error)) from error
 
+    def check_alive(self) -> None:
+        """Raises InfrastructureError when the keeper or a server of ours has ended by itself."""
+        if self.keeper is None:
+            return
+        try:
+            ended = {name: code for name, code in self.keeper.children().items() if code is not None}
+        except KeeperError as error:
+            raise InfrastructureError(f"{error}; without its keeper no fault may stay in force") from error
+        for name, code in ended.items():
+            raise InfrastructureError(f"{name} has ended with code {code}; see {self._logs / f'{name}.log'}")
+
     def url(self, node: str) -> str:
         """NATS for a node: its own credentials, through its own proxy."""
         return self.broker.url(node, self._addresses[node])

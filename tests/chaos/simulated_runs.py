@@ -18,9 +18,9 @@ SHORT = (
     "workload.rate=40/s",
     "phases.warm_up.duration_s=1",
     "phases.baseline.duration_s=5",
-    "phases.fault.duration_s=13",
+    "phases.fault.duration_s=15",
     "phases.recovery.duration_s=9",
-    "faults.cut.duration_s=11",
+    "faults.cut.duration_s=13",
 )
 
 

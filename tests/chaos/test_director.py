@@ -189,7 +189,7 @@ def test_a_fault_is_injected_proved_and_healed_at_its_times_and_recorded() -> No
     assert fault.verified_s is not None
     assert fault.healed_s is not None
     assert fault.injected_s < fault.verified_s < fault.healed_s
-    assert set(json.loads(fault.evidence)) == {"bite", "heal"}
+    assert set(json.loads(fault.evidence)) == {"bite", "end", "heal"}
     assert json.loads(fault.parameters)["mode"] == "stall"
 
 

@@ -108,6 +108,28 @@ def test_a_sabotaged_injection_is_invalid_whatever_the_mode(
     assert done.verdict.counts.failed == 0
 
 
+@pytest.mark.parametrize("mode", [cut.value for cut in Cut])
+def test_a_fault_that_goes_away_by_itself_is_invalid_although_it_had_bitten(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, strikes = Link.set_condition, []
+
+    def for_a_moment(link: Link, condition: Condition) -> None:
+        """Link.set_condition, undone by somebody else two seconds later; a reset strikes once and never again."""
+        strikes.append(condition)
+        if mode != Cut.RESET or len(strikes) <= 2:
+            cut(link, condition)
+        if mode != Cut.RESET and not condition.clear:
+            link._kernel.at(link._kernel.now + 2.0, lambda: cut(link, Condition()))
+
+    monkeypatch.setattr(Link, "set_condition", for_a_moment)
+    brief = [f"phases.{phase}.duration_s=4" for phase in ("baseline", "recovery")]
+    done = conduct(tmp_path, f"faults.cut.mode={mode}", *brief, "phases.fault.duration_s=9", "faults.cut.duration_s=7")
+    assert done.verdict.verdict is Outcome.INVALID
+    assert [fault.verified for fault in done.verdict.faults] == [False]
+    assert any("NOT IN FORCE" in note for note in done.watcher.notes)
+
+
 def test_the_capacity_probe_sets_the_rate_and_leaves_no_rows(tmp_path: Path) -> None:
     done = conduct(tmp_path, "workload.rate=20%", "workload.rate_max=1000/s")
     assert done.verdict.verdict is Outcome.PASS, done.verdict.reasons

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from workloads.capacity import (
     CapacityUnknown,
     Completion,
+    HostTooSlow,
     InfeasibleRate,
     ProbePlan,
     estimate_capacity,
@@ -56,16 +57,29 @@ def test_the_rate_and_where_it_comes_from(spec: WorkloadSpec, capacity: float, p
 
 
 @pytest.mark.parametrize(
-    ("spec", "complaint"),
+    ("spec", "refusal", "complaint"),
     [
-        (WorkloadSpec(rate="12/s"), "rate 12/s is 120% of the measured capacity of 10.0 requests/s"),
-        (WorkloadSpec(rate="35%", rate_min="18/s"), "rate_min 18/s is 180% of"),
+        (WorkloadSpec(rate="12/s"), InfeasibleRate, "rate 12/s is 120% of the measured capacity of 10.0 requests/s"),
+        (WorkloadSpec(rate="90/s", rate_max="95/s"), InfeasibleRate, "rate 90/s is 900% of"),
+        (WorkloadSpec(rate="35%", rate_min="18/s"), HostTooSlow, "rate_min 18/s is 180% of"),
     ],
 )
-def test_an_offer_above_capacity_is_refused(spec: WorkloadSpec, complaint: str) -> None:
-    with pytest.raises(InfeasibleRate, match=complaint) as refused:
+def test_an_offer_above_capacity_is_refused(spec: WorkloadSpec, refusal: type[Exception], complaint: str) -> None:
+    with pytest.raises(refusal, match=complaint) as refused:
         resolve_rate(spec, 10)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"rate": "100000/s", "rate_max": "40/s"}, "rate: 100000/s is more than rate_max, 40/s"),
+        ({"rate": "4/s", "rate_min": "18/s"}, "rate: 4/s is less than rate_min, 18/s"),
+    ],
+)
+def test_a_rate_outside_its_own_bounds_is_refused(fields: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        WorkloadSpec(**fields)  # type: ignore[arg-type]
 
 
 @given(st.floats(0.01, 1000), st.floats(0.01, 1000), st.integers(1, 500), st.floats(0.1, 10_000))
@@ -74,7 +88,7 @@ def test_the_rate_lies_within_its_bounds(one: float, other: float, share: int, c
     spec = WorkloadSpec(rate=f"{share}%", rate_min=f"{least:.2f}/s", rate_max=f"{most:.2f}/s")
     try:
         resolved = resolve_rate(spec, capacity)
-    except InfeasibleRate:
+    except HostTooSlow:
         assert least > capacity or most > capacity
     else:
         assert least - 0.01 <= resolved.per_s <= most + 0.01
