@@ -88,7 +88,7 @@ def data_types(directory: Path) -> frozenset[str]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > _HEADER_BYTES_MAX:
-                raise ModelUnavailable(f"{file}: not a safetensors file: its header would take {length} bytes")
+                raise ModelUnavailable(f"model {directory} does not load: {file.name} is not a safetensors file")
             header = json.loads(stream.read(length))
         types |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
     return frozenset(types)
