@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from random import Random
 
+from msgspec import structs
+
 from analysis.schema import AttemptRow, EventRow, Gauges
 from cluster.controller.breaker import BreakerState, CircuitBreaker
 from cluster.controller.ledger import Attempt, Entry, Ledger
@@ -301,7 +303,10 @@ class ControllerNode:
             if attempt.first_token_s is None:
                 attempt.first_token_s = now
             entry.tokens += chunk.tokens
-            entry.chunks.append(chunk)
+            # With its origin: a client that missed it is sent it again from here.
+            entry.chunks.append(
+                structs.replace(chunk, worker=attempt.worker, worker_incarnation=attempt.worker_incarnation)
+            )
             self._tokens_delivered += len(chunk.tokens)
         if chunk.tokens or chunk.finish is not None:
             for_client = Chunk(

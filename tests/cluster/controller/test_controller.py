@@ -544,6 +544,16 @@ def test_a_half_open_worker_is_probed_although_every_session_is_at_home_elsewher
     assert desk.node.workers()["w0"][1] == "closed"
 
 
+def test_what_a_client_missed_is_sent_again_with_its_origin() -> None:
+    desk = Desk()
+    ((worker, sent),) = dispatches(desk.submit("r1", 0.0))
+    (first,) = told(desk.report(worker, Chunk(sent.attempt, 0, part("r1", 0, 3)), 0.1))
+    again = Submit("c", 1, "r1", 2, "m", (1,), part("r1", 0, 1), 6, 50.0)
+    (missed,) = told(list(desk.node.handle(Received(again), 0.2)))
+    assert (missed.index, missed.tokens) == (1, part("r1", 1, 2))
+    assert (missed.worker, missed.worker_incarnation) == (first.worker, first.worker_incarnation) == (worker, 1)
+
+
 def test_a_submission_that_was_held_back_until_its_request_had_ended_starts_nothing() -> None:
     desk = Desk()
     ((worker, sent),) = dispatches(desk.submit("r1", 0.0))
