@@ -2,6 +2,7 @@
 
 from chaos.results import ResultsDirectory
 from chaos.worlds.world import World
+from cluster.engine.reference import first_difference
 from workloads.schedule import ScheduledRequest, unique_prompts
 
 
@@ -15,9 +16,7 @@ async def consult(world: World, results: ResultsDirectory, schedule: list[Schedu
     differing: list[tuple[str, int]] = []
     cases: list[tuple[tuple[int, ...], list[int]]] = []
     for request_id, prompt_id, delivered in results.completions():
-        reference = references.get(prompt_id, [])
-        pairs = enumerate(zip(delivered, reference, strict=False))
-        index = next((number for number, (ours, theirs) in pairs if ours != theirs), None)
+        index = first_difference(delivered, references.get(prompt_id, []))
         if index is not None:
             differing.append((request_id, index))
             cases.append((prompts[prompt_id][0], delivered))

@@ -34,6 +34,11 @@ class ProbePlan(msgspec.Struct, frozen=True):
         """How long new requests are sent, in seconds."""
         return self.warm_up_s + self.measure_s
 
+    def shares(self, clients: int) -> list[int]:
+        """How many of the requests in flight each of so many clients keeps open, as evenly as it goes."""
+        each, over = divmod(self.in_flight, clients)
+        return [each + (number < over) for number in range(clients)]
+
 
 class Completion(msgspec.Struct, frozen=True):
     """A request of the probe that completed: when, in seconds since the probe began, and with how many new tokens."""

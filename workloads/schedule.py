@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from analysis.tables import SCHEDULE_SCHEMA
 from cluster.policy import WorkerPolicy
 from cluster.protocol import Token
 from workloads.spec import WorkloadSpec
@@ -172,18 +173,7 @@ def schedule_rows(schedule: Iterable[ScheduledRequest]) -> pa.Table:
         }
         for request in schedule
     ]
-    columns = pa.schema(
-        [
-            ("request_id", pa.string()),
-            ("intended_s", pa.float64()),
-            ("session_id", pa.string()),
-            ("turn", pa.int64()),
-            ("prompt_id", pa.string()),
-            ("prompt_tokens", pa.int64()),
-            ("max_tokens", pa.int64()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema=columns)
+    return pa.Table.from_pylist(rows, schema=SCHEDULE_SCHEMA)
 
 
 def unique_prompts(schedule: Iterable[ScheduledRequest]) -> dict[str, tuple[tuple[Token, ...], int]]:

@@ -167,8 +167,8 @@ class LiveWorld:
         """See World."""
         start_s = time.monotonic() + _LEAD_S
         clients = self._clients()
-        shares = [plan.in_flight // len(clients) + (i < plan.in_flight % len(clients)) for i in range(len(clients))]
-        active = [(client, share) for client, share in zip(clients, shares, strict=True) if share]
+        shares = zip(clients, plan.shares(len(clients)), strict=True)
+        active = [(client, share) for client, share in shares if share]
         for number, (client, share) in enumerate(active):
             part = prompts[number :: len(active)]
             await self._call(client, "closed_loop", part, share, start_s, start_s + plan.duration_s)

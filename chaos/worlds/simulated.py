@@ -152,8 +152,7 @@ class SimulatedWorld:
         began_s = self._kernel.now
         completions: list[Completion] = []
         clients = self._clients()
-        for number, client in enumerate(clients):
-            in_flight = plan.in_flight // len(clients) + (number < plan.in_flight % len(clients))
+        for number, (client, in_flight) in enumerate(zip(clients, plan.shares(len(clients)), strict=True)):
             if in_flight == 0:
                 continue
             load = ClosedLoop(

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from random import Random
 
-from msgspec import structs
-
 from analysis.schema import AttemptRow, EventRow, Gauges
 from cluster.controller.breaker import BreakerState, CircuitBreaker
 from cluster.controller.ledger import Attempt, Entry, Ledger
@@ -297,28 +295,26 @@ class ControllerNode:
         self, entry: Entry, attempt: Attempt, chunk: Chunk, news: dict[str, list[tuple[int, Chunk]]], now: float
     ) -> list[Command]:
         """Take a chunk of the present attempt; what goes to the client is added to `news`."""
+        # With its origin, which the worker need not repeat: for the client now, and if it misses this, again later.
+        told = Chunk(
+            chunk.attempt,
+            chunk.index,
+            chunk.tokens,
+            finish=chunk.finish,
+            worker=attempt.worker,
+            worker_incarnation=attempt.worker_incarnation,
+            cached_tokens=chunk.cached_tokens,
+        )
         if chunk.tokens:
             attempt.news_s = now
             attempt.tokens += len(chunk.tokens)
             if attempt.first_token_s is None:
                 attempt.first_token_s = now
             entry.tokens += chunk.tokens
-            # With its origin: a client that missed it is sent it again from here.
-            entry.chunks.append(
-                structs.replace(chunk, worker=attempt.worker, worker_incarnation=attempt.worker_incarnation)
-            )
+            entry.chunks.append(told)
             self._tokens_delivered += len(chunk.tokens)
         if chunk.tokens or chunk.finish is not None:
-            for_client = Chunk(
-                chunk.attempt,
-                chunk.index,
-                chunk.tokens,
-                finish=chunk.finish,
-                worker=attempt.worker,
-                worker_incarnation=attempt.worker_incarnation,
-                cached_tokens=chunk.cached_tokens,
-            )
-            news.setdefault(entry.submit.client, []).append((entry.submit.submission, for_client))
+            news.setdefault(entry.submit.client, []).append((entry.submit.submission, told))
         if chunk.finish is not None:
             breaker_change = self._breakers[attempt.worker].succeeded(attempt.id)
             closed = self._close_attempt(entry, "completed", "", now)

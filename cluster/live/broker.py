@@ -91,7 +91,6 @@ class Broker:
         self.directory = directory
         self.settings = settings or BrokerSettings()
         self._passwords = {user: secrets.token_urlsafe(24) for user in users}
-        self._given_port = port
         self._port = port
         self._monitor_port = 0
 

@@ -48,7 +48,6 @@ class SimulatedNode:
         self._kernel = kernel
         self._sink = sink
         self._engine = engine
-        self._engine_model: str = ""
         self._wake_s: float | None = None
         self._engine_s: float | None = None
         self._source: Source | None = None
