@@ -13,7 +13,12 @@ import msgspec
 
 
 class Gauges(msgspec.Struct, frozen=True):
-    """Levels of a node that must stay below their bounds and return to base. Bytes and counts; -1 means no bound."""
+    """Levels of a node that must stay below their bounds and return to base. Bytes and counts; -1 means no bound.
+
+    kv_bytes: reserved for running requests. cache_bytes: kept for prompts to come. memory_bytes: weights and both of
+    these. From `tokens_made` on, and where they stand between: counters since the node began, which never fall:
+    tokens_made, session_*, retries, migrations, breaker_trips, steps, decode_s, prefill_*, cached_tokens.
+    """
 
     role: str = ""
     queue_depth: int = 0
@@ -27,6 +32,23 @@ class Gauges(msgspec.Struct, frozen=True):
     workers_ready: int = -1
     breakers_open: int = -1
     tokens_made: int = 0
+    cache_bytes: int = 0
+    cache_bytes_max: int = -1
+    memory_bytes: int = 0
+    memory_bytes_max: int = -1
+    sessions: int = 0
+    sessions_max: int = -1
+    session_hits: int = 0
+    session_misses: int = 0
+    session_moves: int = 0
+    retries: int = 0
+    migrations: int = 0
+    breaker_trips: int = 0
+    steps: int = 0
+    decode_s: float = 0.0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    cached_tokens: int = 0
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -79,7 +101,9 @@ class AttemptRow(msgspec.Struct, frozen=True):
     side: `controller` or `worker`. begun_s: dispatched (controller) or received (worker). started_s: given to the
     engine (worker only). index: completion position at which the attempt began. tokens: how many it made (worker) or
     how many were taken from it (controller). outcome: completed, failed, refused, withdrawn, superseded or discarded
-    (never started: late or duplicate). deadline_s is in the clock of the row's node.
+    (never started: late or duplicate). deadline_s is in the clock of the row's node. Waiting took `started_s -
+    begun_s`, prefill `first_token_s - started_s`, decoding the rest. cached_tokens: of the prompt, not computed again.
+    batch_mean: sequences in a decode step, averaged over the attempt's steps (worker only, 0 when it made none).
     """
 
     TABLE: ClassVar[str] = "attempts"
@@ -100,6 +124,9 @@ class AttemptRow(msgspec.Struct, frozen=True):
     tokens: int
     outcome: str
     code: str
+    cached_tokens: int = 0
+    batch_mean: float = 0.0
+    priority: int = 0
 
 
 class EventRow(msgspec.Struct, frozen=True):
@@ -147,6 +174,8 @@ EVENT_KINDS: dict[str, str] = {
     "phase_ended": "a phase of the experiment ended",
     "run_ended": "the last phase is over and the load has drained",
     "fault_repeated": "a fault that strikes again and again struck the subject once more",
+    "worker_incompatible": "the controller ignores a worker that speaks another version of the protocol",
+    "model_timing": "how long a model took to become warm; detail is a JSON object of seconds by part",
     "guard": "a stop condition was met",
     "note": "a remark of the director",
 }
@@ -171,6 +200,23 @@ class NodeRow(msgspec.Struct, frozen=True):
     workers_ready: int
     breakers_open: int
     tokens_made: int
+    cache_bytes: int
+    cache_bytes_max: int
+    memory_bytes: int
+    memory_bytes_max: int
+    sessions: int
+    sessions_max: int
+    session_hits: int
+    session_misses: int
+    session_moves: int
+    retries: int
+    migrations: int
+    breaker_trips: int
+    steps: int
+    decode_s: float
+    prefill_tokens: int
+    prefill_s: float
+    cached_tokens: int
     link_up: bool
     messages_in: int
     messages_out: int

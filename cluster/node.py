@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from analysis.schema import Gauges, Row
-from cluster.protocol import Message, Token
+from cluster.protocol import GREEDY, Message, Sampling, Token
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -56,7 +56,9 @@ class SequenceProgress(msgspec.Struct, frozen=True):
     """New tokens of one engine sequence.
 
     tokens and times_s have equal length; times are in the node's clock, seconds. finish: None while it runs, else
-    `stop` (an end token came; it is not among the tokens), `length`, or `error`.
+    `stop` (an end token came; it is not among the tokens), `length`, or `error`. cached_tokens: tokens of the prompt
+    that were taken from a kept cache. kept_tokens, kept_bytes: what the cache holds that the engine has kept of a
+    finished sequence under its `keep_as`: the beginning of its prompt and completion, usually all of them; 0: nothing.
     """
 
     sequence: int
@@ -64,24 +66,38 @@ class SequenceProgress(msgspec.Struct, frozen=True):
     times_s: tuple[float, ...]
     finish: str | None = None
     cached_tokens: int = 0
+    kept_tokens: int = 0
+    kept_bytes: int = 0
 
 
 class EngineReport(Event, frozen=True):
     """The engine's news: at a first token, at a finish, and `stream.flush_s` after its last report.
 
-    steps: decode steps since the last report. One report names all sequences that have news, in order of insertion.
+    One report names all sequences that have news, in order of insertion. Since the last report: steps of decoding and
+    the seconds they took, tokens of prompts and the seconds they took. active_bytes: what the engine holds in memory
+    now, 0 when it cannot say.
     """
 
     progress: tuple[SequenceProgress, ...]
     steps: int = 0
+    decode_s: float = 0.0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    active_bytes: int = 0
 
 
 class ModelLoaded(Event, frozen=True):
-    """A Load has ended: the model is in memory and has run one token."""
+    """A Load has ended: the model is in memory and has run one token.
+
+    load_s: the whole of it; weights_s: reading the weights; first_token_s: compiling kernels and running one token.
+    """
 
     model: str
     load_s: float = 0.0
     kv_bytes_per_token: int = 0
+    weights_bytes: int = 0
+    weights_s: float = 0.0
+    first_token_s: float = 0.0
 
 
 class ModelFailed(Event, frozen=True):
@@ -109,6 +125,8 @@ class Ask(Event, frozen=True):
     session_id: str | None = None
     turn: int = 0
     prompt_id: str = ""
+    priority: int = 0
+    sampling: Sampling = GREEDY
 
 
 class Abandon(Event, frozen=True):
@@ -130,18 +148,33 @@ class Send(Command, frozen=True):
 
 
 class Insert(Command, frozen=True):
-    """Start a sequence in the engine at its next step boundary. `max_tokens` new tokens at most."""
+    """Start a sequence in the engine at its next step boundary. `max_tokens` new tokens at most.
+
+    cache: the number of a kept cache whose first `cached_tokens` tokens are those of `tokens`; fewer than all of them.
+    The engine works on a copy, and may use less or nothing of it. keep_as: under which number the engine keeps the
+    sequence's own cache when it has finished (`stop` or `length`); None: not at all. Numbers are never used twice.
+    """
 
     sequence: int
     model: str
     tokens: tuple[Token, ...]
     max_tokens: int
+    sampling: Sampling = GREEDY
+    cache: int | None = None
+    cached_tokens: int = 0
+    keep_as: int | None = None
 
 
 class Remove(Command, frozen=True):
     """Take a sequence out of the engine at its next step boundary; its later tokens are dropped."""
 
     sequence: int
+
+
+class DropCache(Command, frozen=True):
+    """Free a kept cache. One that is not there is ignored."""
+
+    cache: int
 
 
 class Load(Command, frozen=True):
@@ -151,7 +184,7 @@ class Load(Command, frozen=True):
 
 
 class Unload(Command, frozen=True):
-    """Drop a model from memory."""
+    """Drop a model from memory, and the caches kept of its sequences. It has no running sequence."""
 
     model: str
 
@@ -165,7 +198,7 @@ class Record(Command, frozen=True):
 class Deliver(Command, frozen=True):
     """From a client to its caller: tokens of a request, and its end (`finish` or `code`) at most once.
 
-    total: tokens delivered so far, these included.
+    total: tokens delivered so far, these included. cached_tokens: of the prompt, known from the first token on.
     """
 
     request_id: str
@@ -173,6 +206,7 @@ class Deliver(Command, frozen=True):
     total: int
     finish: str | None = None
     code: str | None = None
+    cached_tokens: int = 0
 
 
 class Node(Protocol):

@@ -1,11 +1,12 @@
 """Every tunable of the cluster, with unit and default. Seconds, bytes and counts; the unit is last in the name."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -16,7 +17,8 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class LinkPolicy(_Section, frozen=True):
     """The bus connection of every node. A silent link is noticed after about `ping_s * (pings_outstanding_max + 1)`.
 
-    The broker does the same with `broker_ping_s` and `broker_pings_outstanding_max`.
+    The broker does the same with `broker_ping_s` and `broker_pings_outstanding_max`. A node whose connection is lost
+    tries `reconnects_max` times to make another (null: for ever), then it stays off the bus.
     """
 
     ping_s: Seconds = 1.0
@@ -24,6 +26,7 @@ class LinkPolicy(_Section, frozen=True):
     broker_ping_s: Seconds = 2.0
     broker_pings_outstanding_max: Count = 2
     reconnect_s: Seconds = 0.25
+    reconnects_max: Count | None = None
     connect_s: Seconds = 1.0
     pending_messages_max: Count = 65_536
 
@@ -58,16 +61,22 @@ class MembershipPolicy(_Section, frozen=True):
 
 
 class TimeoutPolicy(_Section, frozen=True):
-    """Three timeouts of an attempt; the total is the request's own deadline."""
+    """Three timeouts of an attempt; the total is the request's own deadline. null: none.
 
-    first_token_s: Seconds = 2.0
-    between_tokens_s: Seconds = 1.5
+    While its worker says that it loads a model, an attempt has `load_s` instead.
+    """
+
+    first_token_s: Seconds | None = 2.0
+    between_tokens_s: Seconds | None = 1.5
+    load_s: Seconds = 60.0
 
 
 class RetryPolicy(_Section, frozen=True):
     """Retries wait `uniform(0, min(backoff_max_s, backoff_s * 2**n))` (full jitter) and are paid from a budget.
 
     The budget is a token bucket: each new request adds `budget_share`, each retry takes one, `budget_burst` at most.
+    jitter: without it a retry waits the whole ceiling. exclude_failed: whether a worker on which the request has failed
+    is not asked again.
     """
 
     max_attempts: Count = 3
@@ -75,13 +84,21 @@ class RetryPolicy(_Section, frozen=True):
     backoff_max_s: Seconds = 1.0
     budget_share: Share = 0.2
     budget_burst: Count = 100
+    jitter: bool = True
+    exclude_failed: bool = True
 
 
 class BreakerPolicy(_Section, frozen=True):
-    """Circuit breaker per worker, judged by the outcome of streams. Open times double up to `open_max_s`."""
+    """Circuit breaker per worker. Open times double up to `open_max_s`.
+
+    judged_by: `stream` counts what became of a request; `dispatch` counts only whether somebody received it, so a
+    worker that answers nothing keeps its breaker closed.
+    """
 
     enabled: bool = True
+    judged_by: Literal["stream", "dispatch"] = "stream"
     failures_to_open: Count = 3
+    successes_to_close: Count = 1
     open_s: Seconds = 1.0
     open_max_s: Seconds = 4.0
 
@@ -101,6 +118,7 @@ class RoutingPolicy(_Section, frozen=True):
     hold_s: Seconds = 1.0
     hold_poll_s: Seconds = 0.1
     sessions_max: Count = 10_000
+    session_ttl_s: Seconds = 1_800.0
     requests_max: Count = 4_000
 
 
@@ -112,13 +130,36 @@ class StreamPolicy(_Section, frozen=True):
 
 
 class WorkerPolicy(_Section, frozen=True):
-    """Limits of one worker."""
+    """Limits of one worker.
+
+    A step computes at most `prefill_step_tokens` tokens of prompts (of `prefill_batch_max` prompts), so running streams
+    never wait longer than that takes and one step of decoding. A waiting request rises by one priority every
+    `ageing_s`.
+    """
 
     batch_max: Count = 8
     prefill_batch_max: Count = 8
     prefill_step_tokens: Count = 512
     queue_max: Count = 64
+    ageing_s: Seconds = 5.0
     context_max_tokens: Count = 4_096
+    prewarm: bool = True
+
+
+class MemoryPolicy(_Section, frozen=True):
+    """What one worker may hold: weights, KV reservations of requests, kept caches. Its own, not the whole host's.
+
+    bytes_max: null lets whoever starts the worker choose by the host's memory. Above `soft_share` of it caches are
+    evicted and low priority is refused, until below `resume_share`. What does not fit at all is refused.
+    Kept caches have `cache_bytes_max`, of which one session has `session_share_max` at most.
+    """
+
+    bytes_max: Bytes | None = None
+    soft_share: Share = 0.85
+    resume_share: Share = 0.7
+    cache_bytes_max: Bytes = 512 * 2**20
+    session_share_max: Share = 0.25
+    sessions_told_max: Count = 64
 
 
 class Policy(_Section, frozen=True):
@@ -133,3 +174,4 @@ class Policy(_Section, frozen=True):
     routing: RoutingPolicy = RoutingPolicy()
     stream: StreamPolicy = StreamPolicy()
     worker: WorkerPolicy = WorkerPolicy()
+    memory: MemoryPolicy = MemoryPolicy()

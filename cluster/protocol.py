@@ -12,6 +12,18 @@ import msgspec
 Token = int
 """A token id of the model's vocabulary."""
 
+VERSION = 2
+"""Of this protocol. Raised whenever a message changes; nodes of different versions do not work together."""
+
+CONTROLLERS = "controllers"
+"""Address of one controller, whichever the broker picks (a queue group)."""
+
+EVERY_CONTROLLER = "every-controller"
+"""Address of all controllers at once."""
+
+PRIORITIES = (-1, 0, 1)
+"""Low, normal, high."""
+
 
 class ClockBound:
     """A lower bound of another node's clock, learnt from the times it puts into its messages.
@@ -49,12 +61,22 @@ class AttemptId(msgspec.Struct, frozen=True, array_like=True, order=True):
     attempt: int
 
 
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How tokens are chosen. temperature 0 is greedy; top_p: the smallest set of tokens with this probability."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="type"):
     pass
 
 
 class Ping(_Message, frozen=True, array_like=True, tag="ping"):
-    """Client to controller: are you there, and what does your clock say?"""
+    """Client to a controller: are you there, and what does your clock say?"""
 
     client: str
 
@@ -80,6 +102,8 @@ class Submit(_Message, frozen=True, array_like=True, tag="submit"):
     max_tokens: int
     deadline_s: float
     session_id: str | None = None
+    priority: int = 0
+    sampling: Sampling = GREEDY
 
 
 class Accepted(_Message, frozen=True, array_like=True, tag="accepted"):
@@ -130,9 +154,11 @@ class ModelState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
-    """Worker to controller, complete in itself: whoever hears one can route to the worker.
+    """Worker to every controller, complete in itself: whoever hears one can route to the worker.
 
     `sent_s` is the worker's clock. `engine_silent_s`: for how long the engine has owed a report, 0 when it owes none.
+    pressure: of memory, 0 none, 1 soft (no low priority), 2 hard (nothing new). sessions: some of the sessions whose
+    cache the worker holds: those of the last requests first, then the others in turn from one heartbeat to the next.
     """
 
     worker: str
@@ -144,6 +170,9 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
     batch_max: int
     draining: bool
     engine_silent_s: float = 0.0
+    pressure: int = 0
+    sessions: tuple[str, ...] = ()
+    version: int = VERSION
 
 
 class Dispatch(_Message, frozen=True, array_like=True, tag="dispatch"):
@@ -158,6 +187,8 @@ class Dispatch(_Message, frozen=True, array_like=True, tag="dispatch"):
     max_tokens: int
     deadline_s: float
     session_id: str | None = None
+    priority: int = 0
+    sampling: Sampling = GREEDY
 
 
 class Withdraw(_Message, frozen=True, array_like=True, tag="withdraw"):
@@ -170,8 +201,15 @@ class Drain(_Message, frozen=True, array_like=True, tag="drain"):
     """To a worker: finish what you have, take nothing new."""
 
 
+class Prewarm(_Message, frozen=True, array_like=True, tag="prewarm"):
+    """To a worker: have this model warm, before those of lower priority."""
+
+    model: str
+    priority: int = 0
+
+
 class StreamReport(_Message, frozen=True, array_like=True, tag="report"):
-    """Worker to controller: news of all its streams in one message."""
+    """Worker to controller: news of all streams that the controller gave it, in one message."""
 
     worker: str
     incarnation: int
@@ -179,7 +217,20 @@ class StreamReport(_Message, frozen=True, array_like=True, tag="report"):
     chunks: tuple[Chunk, ...]
 
 
-Message = Ping | Pong | Submit | Accepted | Cancel | Delivery | Heartbeat | Dispatch | Withdraw | Drain | StreamReport
+Message = (
+    Ping
+    | Pong
+    | Submit
+    | Accepted
+    | Cancel
+    | Delivery
+    | Heartbeat
+    | Dispatch
+    | Withdraw
+    | Drain
+    | Prewarm
+    | StreamReport
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -196,7 +247,10 @@ def decode(payload: bytes) -> Message:
 
 
 class Subject:
-    """Subject names. A node's one subscription is `inbox(node).>`; what is sent to it goes to `inbox(node).in`."""
+    """Subject names. A node subscribes to `inbox(node).>`; what is sent to it goes to `of(node)`.
+
+    Controllers also subscribe to `of(EVERY_CONTROLLER)`, and to `of(CONTROLLERS)` as one queue group.
+    """
 
     PREFIX: ClassVar[str] = "mlxc"
 

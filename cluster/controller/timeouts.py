@@ -1,5 +1,7 @@
 """TimeoutHandler: the three timeouts of a request (first token, between tokens, total)."""
 
+import math
+
 from cluster.controller.ledger import Entry
 from cluster.errors import Code
 from cluster.policy import TimeoutPolicy
@@ -45,4 +47,5 @@ class TimeoutHandler:
     def _patience_s(self, entry: Entry) -> float:
         assert entry.attempt is not None
         started = entry.attempt.first_token_s is not None
-        return self._policy.between_tokens_s if started else self._policy.first_token_s
+        patience_s = self._policy.between_tokens_s if started else self._policy.first_token_s
+        return math.inf if patience_s is None else patience_s
