@@ -1,8 +1,9 @@
 """ClientNode: what a caller of the cluster must get right.
 
 It owns the request id, the deadline, the order of tokens, cancellation, and resubmission: a client that has lost
-contact with the controller (silence, no responders, a new incarnation) submits every open request again under the
-same id and the next submission number, saying which tokens it already has.
+contact with its controller (silence, no responders, a new incarnation) looks for any controller that answers, and
+submits every open request there again under the same id and the next submission number, saying which tokens it
+already has.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import Policy
-from cluster.protocol import Accepted, Cancel, Chunk, ClockBound, Delivery, Ping, Pong, Submit, Token
+from cluster.protocol import CONTROLLERS, Accepted, Cancel, Chunk, ClockBound, Delivery, Ping, Pong, Submit, Token
 from cluster.timers import Timers
 
 _PING = ""
@@ -39,6 +40,7 @@ class _Open:
         "accepted",
         "ask",
         "cached_tokens",
+        "controller",
         "deadline_s",
         "first_token_s",
         "last_attempt",
@@ -55,6 +57,7 @@ class _Open:
         self.ask = ask
         self.deadline_s = ask.intended_s + ask.timeout_s
         self.submission = 0
+        self.controller = ""
         self.sent_s: float | None = None
         self.news_s = 0.0
         self.accepted = False
@@ -70,11 +73,11 @@ class _Open:
 class ClientNode:
     """Sans-IO client of the cluster. Callers send it `Ask` and `Abandon`, and get `Deliver` back."""
 
-    def __init__(self, name: str, incarnation: int, policy: Policy, controller: str) -> None:
+    def __init__(self, name: str, incarnation: int, policy: Policy) -> None:
         self.name = name
         self.incarnation = incarnation
         self._policy = policy
-        self._controller = controller
+        self._controller = ""
         self._controller_incarnation = 0
         self._clock = ClockBound()
         self._link = False
@@ -138,6 +141,7 @@ class ClientNode:
             return []
         ask = entry.ask
         entry.submission += 1
+        former, entry.controller = entry.controller, self._controller
         entry.waiting = False
         entry.accepted = False
         entry.news_s = now
@@ -146,6 +150,9 @@ class ClientNode:
             entry.sent_s = now
         else:
             commands.append(self._event(now, "resubmitted", entry))
+        if former not in ("", self._controller):
+            # It may only be frozen or cut off: what it still does for this request is of no use to anybody.
+            commands.append(Send(former, Cancel(self.name, ask.request_id)))
         submit = Submit(
             self.name,
             self._controller_incarnation,
@@ -157,6 +164,8 @@ class ClientNode:
             ask.max_tokens,
             self._clock.to_theirs(entry.deadline_s),
             ask.session_id,
+            ask.priority,
+            ask.sampling,
         )
         commands.append(Send(self._controller, submit, needs_responder=True))
         self._rearm(entry)
@@ -179,9 +188,13 @@ class ClientNode:
         return []
 
     def _pong(self, pong: Pong, now: float) -> list[Command]:
-        if pong.incarnation < self._controller_incarnation:
+        same = pong.controller == self._controller
+        if same and pong.incarnation < self._controller_incarnation:
             return []
-        if pong.incarnation > self._controller_incarnation:
+        if not same and self._contact:
+            return []  # a second answer to our search: we have a controller
+        if not same or pong.incarnation > self._controller_incarnation:
+            self._controller = pong.controller
             self._controller_incarnation = pong.incarnation
             self._clock = ClockBound()
             for entry in self._open.values():
@@ -202,7 +215,8 @@ class ClientNode:
 
     def _ping(self, now: float) -> list[Command]:
         self._timers.set(_PING, now + self._policy.client.ping_s)
-        return [Send(self._controller, Ping(self.name))] if self._link else []
+        to = self._controller if self._contact else CONTROLLERS
+        return [Send(to, Ping(self.name))] if self._link else []
 
     def _lose_contact(self, now: float, why: str) -> list[Command]:
         """From now on requests wait for the next pong, and then are all submitted again."""
@@ -219,7 +233,8 @@ class ClientNode:
         if entry is not None and entry.submission == submit.submission:
             entry.waiting = True
             self._rearm(entry)
-        return self._lose_contact(now, "the controller's subject has no subscriber")
+        lost = self._lose_contact(now, "the controller's subject has no subscriber")
+        return [*lost, *self._ping(now)] if lost else []
 
     def _wake(self, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -252,7 +267,7 @@ class ClientNode:
     def _cancel(self, entry: _Open) -> list[Command]:
         if entry.submission == 0 or not self._link:
             return []
-        return [Send(self._controller, Cancel(self.name, entry.ask.request_id))]
+        return [Send(entry.controller, Cancel(self.name, entry.ask.request_id))]
 
     def _delivery(self, delivery: Delivery, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -293,7 +308,7 @@ class ClientNode:
         if chunk.finish is not None or chunk.code is not None:
             return self._end(entry, now, tokens=new, finish=chunk.finish, code=chunk.code)
         self._rearm(entry)
-        return [Deliver(entry.ask.request_id, new, len(entry.tokens))]
+        return [Deliver(entry.ask.request_id, new, len(entry.tokens), cached_tokens=entry.cached_tokens)]
 
     def _end(
         self,
@@ -329,7 +344,7 @@ class ClientNode:
             tokens=entry.tokens,
             segments=entry.segments,
         )
-        return [Record(row), Deliver(ask.request_id, tokens, len(entry.tokens), finish, code)]
+        return [Record(row), Deliver(ask.request_id, tokens, len(entry.tokens), finish, code, entry.cached_tokens)]
 
     def _stray(self, chunk: Chunk, now: float) -> Record:
         submission, attempt = _order(chunk)

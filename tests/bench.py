@@ -189,7 +189,7 @@ class NullCluster:
         self._nodes: dict[str, Node] = {
             "controller": ControllerNode("controller", 1, policy, random.Random(1)),
             "worker-0": WorkerNode("worker-0", 1, policy, "controller", ("null",)),
-            "client-0": ClientNode("client-0", 1, policy, "controller"),
+            "client-0": ClientNode("client-0", 1, policy),
         }
         self._asked = 0
         self.ended = 0

@@ -137,7 +137,7 @@ class NodeHost:
                 self._worker = WorkerNode(spec.name, self.incarnation, spec.policy, CONTROLLER, (spec.model,))
                 return self._worker
             case "client":
-                return ClientNode(spec.name, self.incarnation, spec.policy, CONTROLLER)
+                return ClientNode(spec.name, self.incarnation, spec.policy)
         raise ValueError(f"role: expected controller, worker or client, got {spec.role!r}")
 
 

@@ -218,7 +218,7 @@ class SimulatedCluster:
             )
             self._add(WorkerNode(f"worker-{number}", 1, policy, "controller", (model,)), sinks, engine)
         for number in range(clients):
-            self._add(ClientNode(f"client-{number}", 1, policy, "controller"), sinks)
+            self._add(ClientNode(f"client-{number}", 1, policy), sinks)
 
     def start(self) -> None:
         """Start every node at the present instant."""

@@ -1,6 +1,6 @@
 """The client under random interleavings of callers, controllers, a lossy link and time, and the cases with a name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import ClientPolicy, Policy
-from cluster.protocol import Accepted, AttemptId, Cancel, Chunk, Delivery, Ping, Pong, Submit
+from cluster.protocol import CONTROLLERS, Accepted, AttemptId, Cancel, Chunk, Delivery, Message, Ping, Pong, Submit
 from tests.cluster import WALK
 
 POLICY = Policy(
@@ -57,7 +57,7 @@ class ClientWalk(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.now = 0.0
-        self.node = ClientNode("c", 1, POLICY, "controller")
+        self.node = ClientNode("c", 1, POLICY)
         self.link = False
         self.incarnation = 0
         self.asked: dict[str, Ask] = {}
@@ -82,7 +82,7 @@ class ClientWalk(RuleBasedStateMachine):
                     assert needs_responder
                     self.see_submit(submit)
                 case Send(to, message):
-                    assert to == "controller"
+                    assert to == "controller" or (to == CONTROLLERS and isinstance(message, Ping))
                     assert self.link
                     assert isinstance(message, Ping | Cancel)
         return commands
@@ -285,7 +285,7 @@ TestClientWalk.settings = WALK
 
 
 def connected(policy: Policy = POLICY) -> ClientNode:
-    node = ClientNode("c", 1, policy, "controller")
+    node = ClientNode("c", 1, policy)
     node.handle(LinkUp(), 0.0)
     node.handle(Received(Pong("controller", 1, 100.0)), 0.0)
     return node
@@ -310,7 +310,7 @@ def delivery(
 
 
 def test_a_request_is_held_back_until_a_controller_answers_and_its_delay_is_not_hidden() -> None:
-    node = ClientNode("c", 1, POLICY, "controller")
+    node = ClientNode("c", 1, POLICY)
     assert sent(node.handle(ask("r1", 0.0), 0.0)) == []
     assert sent(node.handle(LinkUp(), 1.0)) == [Ping("c")]
     (submit,) = sent(node.handle(Received(Pong("controller", 4, 77.0)), 1.5))
@@ -410,3 +410,39 @@ def test_news_of_an_attempt_older_than_the_last_one_taken_are_strays() -> None:
     assert list(node.handle(delivery("r1", 1, 2, 2, attempt=1), 0.2)) == []
     row = row_of(node.handle(delivery("r1", 1, 2, 4, attempt=2, finish="length"), 0.3))
     assert (row.strays, [segment.attempt for segment in row.segments]) == (1, [2, 2])
+
+
+def sends(commands: Sequence[Command]) -> list[tuple[str, Message]]:
+    return [(command.to, command.message) for command in commands if isinstance(command, Send)]
+
+
+def test_another_controller_gets_every_open_request_and_the_first_one_a_cancel() -> None:
+    node = ClientNode("c", 1, POLICY)
+    assert sends(node.handle(LinkUp(), 0.0)) == [(CONTROLLERS, Ping("c"))]
+    node.handle(Received(Pong("controller-0", 5, 10.0)), 0.01)
+    assert [to for to, _ in sends(node.handle(ask("r1", 0.1), 0.1))] == ["controller-0"]
+    # A second answer to the first search changes nothing.
+    assert not node.handle(Received(Pong("controller-1", 9, 50.0)), 0.15)
+    chunk = Chunk(AttemptId("r1", 1, 1), 0, part("r1", 0, 2), worker="w", worker_incarnation=1)
+    node.handle(Received(Delivery(5, ((1, chunk),))), 0.2)
+    node.handle(Wake(), POLICY.client.contact_lost_s + 0.1)
+    (ping,) = [to for to, message in sends(node.handle(Wake(), 3.0)) if isinstance(message, Ping)]
+    assert ping == CONTROLLERS
+    told = sends(node.handle(Received(Pong("controller-1", 2, 100.0)), 3.1))
+    assert told[0] == ("controller-0", Cancel("c", "r1"))
+    to, submit = told[1]
+    assert to == "controller-1"
+    assert isinstance(submit, Submit)
+    assert (submit.submission, submit.delivered, submit.controller_incarnation) == (2, part("r1", 0, 2), 2)
+    late = Chunk(AttemptId("r1", 1, 1), 2, part("r1", 2, 4), finish="length")
+    assert not [
+        command for command in node.handle(Received(Delivery(5, ((1, late),))), 3.2) if isinstance(command, Deliver)
+    ]
+
+
+def test_a_submission_that_nobody_took_makes_it_look_for_another_controller_at_once() -> None:
+    node = ClientNode("c", 1, POLICY)
+    node.handle(LinkUp(), 0.0)
+    node.handle(Received(Pong("controller-0", 5, 10.0)), 0.01)
+    ((_, submit),) = sends(node.handle(ask("r1", 0.1), 0.1))
+    assert sends(node.handle(NoResponders("controller-0", submit), 0.11)) == [(CONTROLLERS, Ping("c"))]
