@@ -225,7 +225,7 @@ class ClientWalk(RuleBasedStateMachine):
     def link_comes_up(self) -> None:
         self.link = True
         commands = self.feed(LinkUp())
-        assert Send("controller", Ping("c")) in commands
+        assert Send(CONTROLLERS, Ping("c")) in commands
         assert not any(isinstance(command, Send) and isinstance(command.message, Submit) for command in commands)
 
     @precondition(lambda self: self.link)
@@ -241,7 +241,7 @@ class ClientWalk(RuleBasedStateMachine):
         made = self.submits.get(name, [])
         if len(made) > back:
             commands = self.feed(kind("controller", made[-1 - back]))
-            assert not any(isinstance(command, Send) for command in commands), "it waits for a sign of life first"
+            assert all(message == Ping("c") for message in sent(commands)), "it waits for a sign of life first"
 
     # Time. Wakes come exactly when they were asked for.
 
