@@ -159,6 +159,7 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
     `sent_s` is the worker's clock. `engine_silent_s`: for how long the engine has owed a report, 0 when it owes none.
     pressure: of memory, 0 none, 1 soft (no low priority), 2 hard (nothing new). sessions: some of the sessions whose
     cache the worker holds: those of the last requests first, then the others in turn from one heartbeat to the next.
+    shares: how many of the attempts that wait or run here each controller has given.
     """
 
     worker: str
@@ -172,6 +173,7 @@ class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
     engine_silent_s: float = 0.0
     pressure: int = 0
     sessions: tuple[str, ...] = ()
+    shares: tuple[tuple[str, int], ...] = ()
     version: int = VERSION
 
 
