@@ -26,6 +26,7 @@ class ClusterSpec(_Section, frozen=True):
     """Which cluster to bring up. Ports: 0 means any free one. toxiproxy_url: one that runs already."""
 
     workers: Positive = 3
+    controllers: Positive = 1
     model: str = "tiny"
     start_limit_s: Seconds = 60.0
     broker_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
@@ -72,11 +73,16 @@ class Experiment(_Section, frozen=True):
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"
 
+    def controller_names(self) -> list[str]:
+        """The controllers: `controller` where there is only one."""
+        count = self.cluster.controllers
+        return ["controller"] if count == 1 else [f"controller-{number}" for number in range(count)]
+
     def node_names(self) -> list[str]:
         """Every node of the cluster and its clients, as faults may name them."""
         workers = [f"worker-{number}" for number in range(self.cluster.workers)]
         clients = [f"client-{number}" for number in range(self.workload.generators)]
-        return ["controller", *workers, *clients]
+        return [*self.controller_names(), *workers, *clients]
 
 
 def catalogue() -> dict[str, Path]:

@@ -24,7 +24,7 @@ class GeneratorActor(NodeActor):
         """Execute a schedule whose zero is `start_s`."""
         spec = self.host.spec
         self._watch = LoadWatch()
-        self.host.drive(OpenLoop(schedule, start_s, spec.model, spec.policy.client.deadline_s), self._watch)
+        self.host.drive(OpenLoop(schedule, start_s, spec.models[0].model, spec.policy.client.deadline_s), self._watch)
 
     async def closed_loop(
         self, prompts: Sequence[tuple[tuple[Token, ...], int]], in_flight: int, start_s: float, stop_s: float
@@ -33,7 +33,7 @@ class GeneratorActor(NodeActor):
         spec = self.host.spec
         prefix = f"{PROBE_PREFIX}{spec.name}-"
         timeout_s = spec.policy.client.deadline_s
-        load = ClosedLoop(prompts, in_flight, start_s, stop_s, spec.model, timeout_s, prefix)
+        load = ClosedLoop(prompts, in_flight, start_s, stop_s, spec.models[0].model, timeout_s, prefix)
         self._completions = []
         self.host.drive(load, ProbeWatch(self._completions, start_s))
 

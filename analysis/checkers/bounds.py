@@ -14,15 +14,18 @@ _BOUNDS = {
     "active": "active_max",
     "open_requests": "open_requests_max",
     "kv_bytes": "kv_bytes_max",
+    "cache_bytes": "cache_bytes_max",
+    "memory_bytes": "memory_bytes_max",
+    "sessions": "sessions_max",
 }
-# The design gives a node one subscription; every further one is a message that it handles twice, or a leak.
-_SUBSCRIBERS = ("client", "controller", "worker")
-_SUBSCRIPTIONS_MAX = 1
+# One for a node's own inbox; a controller also hears what is for all controllers, and its share of what is for any.
+# Every further one is a message that it handles twice, or a leak.
+_SUBSCRIPTIONS_MAX = {"client": 1, "controller": 3, "worker": 1}
 _BASED = ("queue_depth", "active", "open_requests")
 
 
 def check(history: History) -> InvariantResult:
-    """Every sample is judged against its own bound (-1: none), and no node subscribes more than once.
+    """Every sample is judged against its own bound (-1: none), and no node subscribes more often than its role needs.
 
     The last sample of a node, if taken after the last request had ended, shows an empty node. A node without such a
     sample, killed perhaps, is unknown.
@@ -49,9 +52,14 @@ def _exceeded(samples: pd.DataFrame, gauge: str, bound: str) -> list[Violation]:
 
 
 def _oversubscribed(samples: pd.DataFrame) -> list[Violation]:
-    over = samples[samples["role"].isin(_SUBSCRIBERS) & (samples["subscriptions"] > _SUBSCRIPTIONS_MAX)]
+    bounds = samples["role"].map(_SUBSCRIPTIONS_MAX)
+    over = samples[samples["subscriptions"] > bounds]
     return violations(
-        over, lambda row: f"{row['node']} has {row['subscriptions']} subscriptions, its bound is 1", "time_s"
+        over,
+        lambda row: (
+            f"{row['node']} has {row['subscriptions']} subscriptions, its bound is {_SUBSCRIPTIONS_MAX[row['role']]}"
+        ),
+        "time_s",
     )
 
 

@@ -27,9 +27,10 @@ from cluster.engine.blas import Blas, find_blas, preload_environment
 from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
 from cluster.live.actors import NodeActor, agent_actor, node_actor
-from cluster.live.host import CONTROLLER, NodeLook, NodeSpec
+from cluster.live.host import NodeLook, NodeSpec
 from cluster.live.nats import LinkFacts
 from cluster.protocol import Token
+from cluster.worker.prewarm import ModelOffer
 from workloads.capacity import Completion, ProbePlan
 from workloads.generator import GeneratorActor
 from workloads.schedule import ScheduledRequest, split
@@ -60,8 +61,14 @@ class LiveWorld:
         self._raw = raw.resolve()
         self._address = address
         self._nodes = experiment.node_names()
+        self._controllers = experiment.controller_names()
         self._servers = Servers(
-            run_id, logs.resolve(), self._nodes, experiment.policy.link, experiment.cluster.broker_port
+            run_id,
+            logs.resolve(),
+            self._nodes,
+            self._controllers,
+            experiment.policy.link,
+            experiment.cluster.broker_port,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
         self._actors: dict[str, Any] = {}
@@ -200,9 +207,10 @@ class LiveWorld:
         standing = total([part for part, _ in standings])
         looks = await self._looks()
         for node, look in looks.items():
-            if look.failure:
+            if look.crashed:
                 raise InfrastructureError(f"{node}: {look.failure}")
-        return snapshot(self.now(), standing, looks[CONTROLLER].workers if CONTROLLER in looks else {})
+        asked = [looks[name].workers for name in self._controllers if name in looks]
+        return snapshot(self.now(), standing, asked[0] if asked else {})
 
     def record(self, row: Row) -> None:
         """See World."""
@@ -276,23 +284,11 @@ class LiveWorld:
             raise InfrastructureError(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
 
     async def _start_actors(self) -> None:
-        """Make every actor, then start its node; the workers' imports run side by side."""
-        preload = preload_environment(self._blas)
+        """Make every actor, then start its node; their imports run side by side."""
         try:
             self._agent = agent_actor(_AGENT, str(self._raw))
             for node in self._nodes:
-                role = node.split("-")[0]
-                spec = NodeSpec(
-                    role=role,
-                    name=node,
-                    url=self._servers.url(node),
-                    policy=self._experiment.policy,
-                    raw=str(self._raw),
-                    model=self._experiment.cluster.model,
-                    seed=self._seed,
-                )
-                kind = GeneratorActor if role == "client" else NodeActor
-                self._actors[node] = node_actor(spec, preload if role == "worker" else {}, kind)
+                self._actors[node] = self._new_actor(node)
             limit_s = self._experiment.cluster.start_limit_s
             starts = [actor.start.remote(_LINK_S) for actor in self._actors.values()]
             pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
@@ -301,6 +297,21 @@ class LiveWorld:
             raise InfrastructureError(f"the nodes did not start within cluster.start_limit_s = {limit_s:g} s") from None
         except RayError as error:
             raise InfrastructureError(f"a node did not start: {_cause(error)}") from error
+
+    def _new_actor(self, node: str) -> Any:
+        role, cluster = node.split("-")[0], self._experiment.cluster
+        spec = NodeSpec(
+            role=role,
+            name=node,
+            url=self._servers.url(node),
+            policy=self._experiment.policy,
+            raw=str(self._raw),
+            models=(ModelOffer(cluster.model),),
+            seed=self._seed,
+            workers_on_host=cluster.workers,
+        )
+        environment = preload_environment(self._blas) if role == "worker" else {}
+        return node_actor(spec, environment, GeneratorActor if role == "client" else NodeActor)
 
     async def _await_ready(self, limit_s: float) -> None:
         wanted = self._experiment.cluster.workers
@@ -313,7 +324,8 @@ class LiveWorld:
                         raise InfrastructureError(f"{node}: model {model} does not load: {reason}")
                 if look.failure:
                     raise InfrastructureError(f"{node}: {look.failure}")
-            warm = looks[CONTROLLER].warm if CONTROLLER in looks else 0
+            told = [looks[name].warm if name in looks else {} for name in self._controllers]
+            warm = min(known.get(self._experiment.cluster.model, 0) for known in told)
             if warm >= wanted:
                 return
             if time.monotonic() > limit_s:

@@ -22,13 +22,22 @@ _HOST = "127.0.0.1"
 class Servers:
     """Started in the constructor's caller's thread; every method blocks for bounded times."""
 
-    def __init__(self, run_id: str, logs: Path, nodes: Sequence[str], link: LinkPolicy, broker_port: int) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        logs: Path,
+        nodes: Sequence[str],
+        controllers: Sequence[str],
+        link: LinkPolicy,
+        broker_port: int,
+    ) -> None:
+        """nodes: all of them, the controllers too."""
         self._run_id = run_id
         self._broker_port = broker_port
         self._logs = logs
         self._nodes = nodes
         settings = BrokerSettings(ping_interval_s=link.broker_ping_s, ping_max=link.broker_pings_outstanding_max)
-        self.broker = Broker(logs / "broker", nodes, settings, broker_port)
+        self.broker = Broker(logs / "broker", nodes, settings, broker_port, controllers)
         self.undo: UndoLog | None = None
         self.keeper: Keeper | None = None
         self.toxiproxy: Toxiproxy | None = None

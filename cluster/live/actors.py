@@ -31,6 +31,10 @@ class NodeActor:
         """See NodeHost."""
         return await self.host.look()
 
+    async def drain(self, limit_s: float) -> bool:
+        """See NodeHost."""
+        return await self.host.drain(limit_s)
+
     async def stop(self) -> None:
         """See NodeHost."""
         await self.host.stop()

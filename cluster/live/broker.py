@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from cluster.protocol import Subject
+from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Subject
 
 Spawn = Callable[[str, Sequence[str]], int]
 """Starts a program under a name and returns its pid."""
@@ -77,17 +77,28 @@ class Connection(msgspec.Struct, frozen=True):
 
 
 class Broker:
-    """One nats-server on loopback. Each node logs in under its own name, and may subscribe only to its own inbox.
+    """One nats-server on loopback. Each node logs in under its own name, and may subscribe only to its own inbox;
+    those of `controllers` also to what is meant for all controllers, and as their queue group to what is for any.
 
     directory: for configuration, passwords (0600) and log. port: 0 for a free one, which a restart keeps.
     """
 
     def __init__(
-        self, directory: Path, users: Sequence[str], settings: BrokerSettings | None = None, port: int = 0
+        self,
+        directory: Path,
+        users: Sequence[str],
+        settings: BrokerSettings | None = None,
+        port: int = 0,
+        controllers: Sequence[str] = (),
     ) -> None:
         for user in users:
             if not _USER.fullmatch(user):
                 raise ValueError(f"user {user!r}: only letters, digits, _ and - make one token of a subject")
+            if user in (CONTROLLERS, EVERY_CONTROLLER):
+                raise ValueError(f"user {user!r}: this is the address of several controllers")
+        if strangers := set(controllers) - set(users):
+            raise ValueError(f"controllers: {', '.join(sorted(strangers))} is no user")
+        self._controllers = frozenset(controllers)
         self.directory = directory
         self.settings = settings or BrokerSettings()
         self._passwords = {user: secrets.token_urlsafe(24) for user in users}
@@ -173,6 +184,13 @@ class Broker:
             raise BrokerUnavailable(f"broker: unreadable /connz: {type(error).__name__}: {error}") from error
         return sorted(found, key=lambda connection: connection.cid)
 
+    def _readable(self, user: str) -> list[str]:
+        """What a user may subscribe to. A second word names the only queue group that may."""
+        own = [f"{Subject.inbox(user)}.>"]
+        if user not in self._controllers:
+            return own
+        return [*own, Subject.of(EVERY_CONTROLLER), f"{Subject.of(CONTROLLERS)} {CONTROLLERS}"]
+
     def _configuration(self) -> dict[str, Any]:
         settings = self.settings
         users = [
@@ -181,7 +199,7 @@ class Broker:
                 "password": password,
                 "permissions": {
                     "publish": {"allow": [f"{Subject.PREFIX}.>"]},
-                    "subscribe": {"allow": [f"{Subject.inbox(user)}.>"]},
+                    "subscribe": {"allow": self._readable(user)},
                 },
             }
             for user, password in self._passwords.items()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import psutil
+from msgspec.structs import replace
 
 from analysis.recorder import MetricsCollector
 from analysis.schema import EventRow, Gauges, NodeRow
@@ -19,35 +21,52 @@ from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.live.nats import LinkFacts
 from cluster.live.node import LiveNode, LoadDriver
-from cluster.node import Node
+from cluster.node import Node, Received
 from cluster.policy import Policy
+from cluster.protocol import Drain
+from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 
-CONTROLLER = "controller"
 _ECHO_S = 0.4
+_DRAIN_POLL_S = 0.05
+_MEMORY_SHARE = 0.75
+"""Of the host's memory for its workers. The rest is the system's, the engine's scratch memory and the other nodes'."""
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _AGENT_TICK_S = 0.1
 _STALL_S = 0.5
 _PROCESSES_MAX = 4_096
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
-    """What a process needs to become a node. url: NATS with the node's own credentials, through its own proxy."""
+    """What a process needs to become a node. url: NATS with the node's own credentials, through its own proxy.
+
+    models: those that a worker offers, a client asks for, a controller is looked at for. workers_on_host: with how many
+    workers, itself included, a worker shares its host's memory where the policy leaves that open.
+    """
 
     role: str
     name: str
     url: str
     policy: Policy
     raw: str
-    model: str
+    models: tuple[ModelOffer, ...]
     seed: int
+    workers_on_host: int = 1
 
 
 class NodeLook(msgspec.Struct, frozen=True):
-    """How a node stands. failure: why its shell has ended, empty while it runs. workers: see ControllerNode.workers."""
+    """How a node stands. failure: why it is of no use any more, one line, empty while it is.
+
+    crashed: it is our shell that has failed, and not the node that gave up as its policy says. open_requests: see
+    Gauges. For a controller, warm: how many workers could start a request for each model at once, and workers as in
+    ControllerNode. models: of a worker.
+    """
 
     failure: str
     pid: int
-    warm: int = 0
+    crashed: bool = False
+    open_requests: int = 0
+    warm: dict[str, int] = {}
     workers: dict[str, tuple[str, str]] = {}
     models: dict[str, str] = {}
 
@@ -59,6 +78,7 @@ class NodeHost:
         self.spec = spec
         # Incarnations are compared, so they grow from one life of a node to the next on the same host.
         self.incarnation = time.time_ns()
+        self._process_s = max(0.0, time.time() - psutil.Process().create_time())
         self._shell: LiveNode | None = None
         self._driver: LoadDriver | None = None
         self._controller: ControllerNode | None = None
@@ -69,20 +89,10 @@ class NodeHost:
         spec = self.spec
         node = self._make_node()
         collector = MetricsCollector(Path(spec.raw), spec.name, self.incarnation)
-        shell = self._shell = LiveNode(node, spec.url, spec.policy.link, collector)
+        controller = self._controller is not None
+        shell = self._shell = LiveNode(node, spec.url, spec.policy.link, collector, controller=controller)
         if spec.role == "worker":
-            # Imported here: MLX costs seconds, and only workers need it.
-            from cluster.engine.mlx import MlxEngine
-
-            worker = spec.policy.worker
-            shell.engine = MlxEngine(
-                shell.feed_from_thread,
-                time.monotonic,
-                batch_max=worker.batch_max,
-                prefill_batch_max=worker.prefill_batch_max,
-                prefill_step=worker.prefill_step_tokens,
-                flush_s=spec.policy.stream.flush_s,
-            )
+            self._add_engine(shell)
         if spec.role == "client":
             self._driver = LoadDriver(shell)
         await shell.start(limit_s)
@@ -96,12 +106,17 @@ class NodeHost:
 
     async def look(self) -> NodeLook:
         """How the node stands."""
-        shell = self._running()
+        shell, controller = self._running(), self._controller
+        crash = "" if shell.failure is None else f"{type(shell.failure).__name__}: {shell.failure}"
         return NodeLook(
-            failure="" if shell.failure is None else f"{type(shell.failure).__name__}: {shell.failure}",
+            failure=crash or shell.link.failure,
+            crashed=bool(crash),
             pid=os.getpid(),
-            warm=self._controller.warm_workers(self.spec.model) if self._controller is not None else 0,
-            workers=self._controller.workers() if self._controller is not None else {},
+            open_requests=shell.node.gauges().open_requests,
+            warm={offer.model: controller.warm_workers(offer.model) for offer in self.spec.models}
+            if controller is not None
+            else {},
+            workers=controller.workers() if controller is not None else {},
             models=self._worker.models() if self._worker is not None else {},
         )
 
@@ -114,6 +129,18 @@ class NodeHost:
         """For a client: whether its source is exhausted and every request has ended."""
         assert self._driver is not None
         return self._driver.finished and self._running().node.gauges().open_requests == 0
+
+    async def drain(self, limit_s: float) -> bool:
+        """For a worker: take nothing new and finish what is there; whether all was finished within `limit_s`."""
+        assert self._worker is not None, f"{self.spec.name} is not a worker"
+        shell = self._running()
+        shell.feed(Received(Drain()))
+        end_s = time.monotonic() + limit_s
+        while shell.behind or shell.node.gauges().open_requests:
+            if time.monotonic() >= end_s:
+                return False
+            await asyncio.sleep(_DRAIN_POLL_S)
+        return True
 
     async def stop(self) -> None:
         """End the node in an orderly way; its rows are on disk afterwards."""
@@ -134,11 +161,43 @@ class NodeHost:
                 self._controller = ControllerNode(spec.name, self.incarnation, spec.policy, randomness)
                 return self._controller
             case "worker":
-                self._worker = WorkerNode(spec.name, self.incarnation, spec.policy, CONTROLLER, (spec.model,))
+                policy = with_memory(spec.policy, spec.workers_on_host)
+                self._worker = WorkerNode(spec.name, self.incarnation, policy, spec.models)
                 return self._worker
             case "client":
                 return ClientNode(spec.name, self.incarnation, spec.policy)
         raise ValueError(f"role: expected controller, worker or client, got {spec.role!r}")
+
+    def _add_engine(self, shell: LiveNode) -> None:
+        """Also says what a cold start has cost so far; the loads tell the rest."""
+        began_s = time.monotonic()
+        # Imported here: MLX costs seconds, and only workers need it.
+        from cluster.engine.mlx import MlxEngine
+
+        imports_s = time.monotonic() - began_s
+        policy = self.spec.policy
+        shell.engine = MlxEngine(
+            shell.feed_from_thread,
+            time.monotonic,
+            batch_max=policy.worker.batch_max,
+            prefill_batch_max=policy.worker.prefill_batch_max,
+            prefill_step=policy.worker.prefill_step_tokens,
+            flush_s=policy.stream.flush_s,
+        )
+        detail = json.dumps({"process_s": round(self._process_s, 3), "imports_s": round(imports_s, 3)})
+        shell.record(EventRow(time.monotonic(), "model_timing", self.spec.name, detail=detail))
+
+
+def with_memory(policy: Policy, workers_on_host: int) -> Policy:
+    """The policy with a worker's memory limit in bytes: its own, else its share of three quarters of this host's."""
+    if policy.memory.bytes_max is not None:
+        return policy
+    total = psutil.virtual_memory().total
+    # A container's limit is lower than its host's memory, and ends the process without a word. "max" means none.
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(_CONTAINER_LIMIT.read_text()))
+    bytes_max = int(total * _MEMORY_SHARE) // workers_on_host
+    return replace(policy, memory=replace(policy.memory, bytes_max=bytes_max))
 
 
 class HostAgent:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import psutil
 
-from analysis.recorder import MetricsCollector, RecorderError
-from analysis.schema import EventRow, NodeRow
+from analysis.recorder import RecorderError
+from analysis.schema import EventRow, NodeRow, Row
 from cluster.caller import Observer, Source
 from cluster.live.nats import NatsLink
 from cluster.node import (
@@ -56,6 +56,19 @@ class Engine(Protocol):
         """End the engine's thread."""
 
 
+class Sink(Protocol):
+    """Where the rows go. analysis.recorder.MetricsCollector keeps them all, which suits a run that ends."""
+
+    def append(self, row: Row, now: float) -> None:
+        """Take a row; `now` is the node's clock in seconds."""
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
 class Overrun(Exception):
     """More events wait for the node than may: it does not keep up."""
 
@@ -63,16 +76,17 @@ class Overrun(Exception):
 class LiveNode:
     """Feeds events to the node one at a time, in order, and carries out its commands in order.
 
-    ended: for clients, told of the end of each request (on the loop's thread).
+    delivered: for clients, told of each Deliver (on the loop's thread).
     """
 
-    def __init__(self, node: Node, url: str, policy: LinkPolicy, collector: MetricsCollector) -> None:
+    def __init__(self, node: Node, url: str, policy: LinkPolicy, sink: Sink, *, controller: bool = False) -> None:
+        """controller: whether the node is one, which also hears what is for all controllers, or for any."""
         self.node = node
-        self.link = NatsLink(node.name, url, policy, self.feed)
+        self.link = NatsLink(node.name, url, policy, self.feed, controller=controller)
         self.engine: Engine | None = None
         self.delivered: Callable[[Deliver], None] | None = None
         self.failure: BaseException | None = None
-        self._collector = collector
+        self._sink = sink
         self._events: asyncio.Queue[Event] = asyncio.Queue(EVENTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.TimerHandle | None = None
@@ -97,14 +111,14 @@ class LiveNode:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # The last sample shows what is still open when the node ends.
-        self._collector.append(self._row(), time.monotonic())
+        self._sink.append(self._row(), time.monotonic())
         if self._wake is not None:
             self._wake.cancel()
         await self.link.close()
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close, 2.0)
         self.record(EventRow(time.monotonic(), "node_stopped", self.node.name))
-        self._collector.close()
+        self._sink.close()
 
     def feed(self, event: Event) -> None:
         """Queue an event. On the loop's thread only."""
@@ -117,9 +131,14 @@ class LiveNode:
         """Queue an event from any thread."""
         self._loop.call_soon_threadsafe(self.feed, event)
 
+    @property
+    def behind(self) -> bool:
+        """Whether events wait that the node has not seen."""
+        return not self._events.empty()
+
     def record(self, row: EventRow) -> None:
         """Append a row of the shell's own."""
-        self._collector.append(row, time.monotonic())
+        self._sink.append(row, time.monotonic())
 
     async def _run(self) -> None:
         while True:
@@ -134,7 +153,7 @@ class LiveNode:
                 case Send():
                     await self.link.send(command)
                 case Record(row):
-                    self._collector.append(row, now)
+                    self._sink.append(row, now)
                 case Deliver():
                     if self.delivered is not None:
                         self.delivered(command)
@@ -173,8 +192,8 @@ class LiveNode:
             planned_s = self._loop.time() + SAMPLE_S
             await asyncio.sleep(SAMPLE_S)
             self._loop_lag_s = self._loop.time() - planned_s
-            self._collector.append(self._row(), time.monotonic())
-            self._collector.flush()
+            self._sink.append(self._row(), time.monotonic())
+            self._sink.flush()
 
     def _row(self) -> NodeRow:
         facts = self.link.facts()

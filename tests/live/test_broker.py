@@ -127,6 +127,42 @@ def test_a_user_is_one_token_of_a_subject(tmp_path: Path) -> None:
             Broker(tmp_path, [user])
 
 
+def test_nobody_has_the_name_of_all_controllers_and_controllers_are_users(tmp_path: Path) -> None:
+    for user in ("controllers", "every-controller"):
+        with pytest.raises(ValueError, match="address of several controllers"):
+            Broker(tmp_path, [user])
+    with pytest.raises(ValueError, match="stranger is no user"):
+        Broker(tmp_path, ["a"], controllers=["a", "stranger"])
+
+
+@pytest.mark.live
+def test_only_controllers_hear_what_is_for_controllers_and_only_as_their_group(
+    tmp_path: Path, started: Processes
+) -> None:
+    broker = Broker(tmp_path, ["boss", "worker-0"], controllers=["boss"])
+    broker.start(_spawner(started))
+
+    async def refused(user: str, subject: str, group: str = "") -> bool:
+        errors: list[str] = []
+        client = await _connect(broker.url(user), user, errors)
+        await client.subscribe(subject, group)
+        await client.flush()
+        await client.flush()
+        await client.close()
+        return any("permissions violation" in error.lower() for error in errors)
+
+    async def try_all() -> None:
+        assert not await refused("boss", "mlxc.every-controller.in")
+        assert not await refused("boss", "mlxc.controllers.in", "controllers")
+        assert await refused("boss", "mlxc.controllers.in"), "it would hear what others serve"
+        assert await refused("boss", "mlxc.controllers.in", "thieves")
+        assert await refused("boss", "mlxc.worker-0.in")
+        assert await refused("worker-0", "mlxc.every-controller.in")
+        assert await refused("worker-0", "mlxc.controllers.in", "controllers")
+
+    asyncio.run(try_all())
+
+
 def test_a_server_that_says_nothing_is_noticed_at_the_deadline(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=r"not ready within 0\.2 s"):
