@@ -63,6 +63,7 @@ from cluster.protocol import (
     decode,
     encode,
 )
+from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 from tests.processes import ROOT
 
@@ -188,7 +189,7 @@ class NullCluster:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._nodes: dict[str, Node] = {
             "controller": ControllerNode("controller", 1, policy, random.Random(1)),
-            "worker-0": WorkerNode("worker-0", 1, policy, "controller", ("null",)),
+            "worker-0": WorkerNode("worker-0", 1, policy, (ModelOffer("null"),)),
             "client-0": ClientNode("client-0", 1, policy),
         }
         self._asked = 0

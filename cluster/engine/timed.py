@@ -1,11 +1,13 @@
 """An engine that computes no tokens but takes the time they would take, by the law of mlx-lm's BatchGenerator.
 
-One step is a decode of all running sequences plus at most one prefill chunk; a sequence's first token comes in the
-step after the one that ended its prompt; commands apply at step boundaries. Between two changes all steps are alike,
-so they are computed in one go up to the next report, and cut short when a command comes earlier.
+One step is a decode of all running sequences of a model plus at most one chunk of its prompts; models take turns, step
+by step. A sequence's first token comes in the step after the one that ended its prompt. Commands apply at step
+boundaries; a load takes the place of a step. Between two changes all steps of a lone busy model are alike, so they are
+computed in one go up to the next report, and cut short when a command comes earlier.
 
 Tokens are a checksum of everything before them, so that a completion depends on its whole prompt, differs between
-prompts, and goes on alike from any prefix.
+prompts, and goes on alike from any prefix. A sequence that goes on from a kept cache computes from what the cache
+holds: from a wrong one it makes wrong tokens.
 """
 
 import math
@@ -15,12 +17,26 @@ from zlib import crc32
 
 import msgspec
 
-from cluster.node import EngineReport, SequenceProgress
+from cluster.node import (
+    Command,
+    DropCache,
+    EngineDied,
+    EngineReport,
+    Event,
+    Insert,
+    Load,
+    ModelFailed,
+    ModelLoaded,
+    Remove,
+    SequenceProgress,
+    Unload,
+)
+from cluster.policy import WorkerPolicy
 from cluster.protocol import Token
 
 
 class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds. A step takes `step + decode_each * batch + prefill_each * prompt tokens in the chunk`."""
+    """Seconds and bytes. A step takes `step + decode_each * batch + prefill_each * prompt tokens in the chunk`."""
 
     load_s: float = 1.0
     step_s: float = 0.0025
@@ -28,19 +44,78 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_each_s: float = 0.00002
     kv_bytes_per_token: int = 4_096
     vocabulary: int = 512
+    weights_bytes: int = 8 * 2**20
+
+
+class _Kept:
+    """The cache of a finished sequence: what it would compute from."""
+
+    __slots__ = ("model", "tokens")
+
+    def __init__(self, model: str, tokens: "array[int]") -> None:
+        self.model = model
+        self.tokens = tokens
 
 
 class _Sequence:
-    __slots__ = ("checksum", "left", "number", "prompt_left", "reported", "times_s", "tokens")
+    __slots__ = (
+        "cached",
+        "checksum",
+        "keep_as",
+        "left",
+        "made",
+        "number",
+        "prompt",
+        "prompt_left",
+        "reported",
+        "times_s",
+        "tokens",
+    )
 
-    def __init__(self, number: int, prompt: Sequence[Token], max_tokens: int) -> None:
-        self.number = number
-        self.checksum = crc32(array("I", prompt).tobytes())
-        self.prompt_left = len(prompt)
-        self.left = max_tokens
+    def __init__(self, command: Insert, kept: _Kept | None) -> None:
+        prompt = array("I", command.tokens)
+        cached = min(command.cached_tokens, len(kept.tokens), len(prompt) - 1) if kept is not None else 0
+        if kept is not None and cached:
+            prompt[:cached] = kept.tokens[:cached]
+        self.number = command.sequence
+        self.prompt = prompt
+        self.checksum = crc32(prompt.tobytes())
+        self.cached = cached
+        self.prompt_left = len(prompt) - cached
+        self.left = command.max_tokens
+        self.keep_as = command.keep_as
         self.reported = False
         self.tokens: list[Token] = []
         self.times_s: list[float] = []
+        self.made: list[Token] = []
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has made no token yet."""
+        return not self.tokens and not self.reported
+
+    @property
+    def held_tokens(self) -> int:
+        """How many tokens its cache holds now."""
+        return len(self.prompt) - self.prompt_left + len(self.made) + len(self.tokens)
+
+
+class _Model:
+    """A model in memory: whose prompts are read, and who decodes."""
+
+    __slots__ = ("decode", "name", "prefill")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.prefill: list[_Sequence] = []
+        self.decode: list[_Sequence] = []
+
+    def sequences(self) -> list[_Sequence]:
+        return self.decode + self.prefill
+
+    def drop(self, number: int) -> None:
+        self.prefill = [item for item in self.prefill if item.number != number]
+        self.decode = [item for item in self.decode if item.number != number]
 
 
 def _next_token(checksum: int, vocabulary: int) -> tuple[Token, int]:
@@ -59,103 +134,201 @@ def completion(prompt: Sequence[Token], max_tokens: int, vocabulary: int) -> lis
 
 
 class TimedEngine:
-    """Sans-IO: the shell calls `advance(now)` at `next_time()` and forwards the report it may return.
+    """Sans-IO: the shell hands it the worker's commands, calls `advance(now)` at `next_time()`, and feeds the worker
+    what that returns.
 
-    `slowdown` multiplies the cost of steps that begin after it is set.
+    `slowdown` multiplies the cost of steps and loads that begin after it is set. A load of a model named in `broken`
+    fails with the reason given there.
     """
 
-    def __init__(self, costs: StepCosts, batch_max: int, prefill_step_tokens: int, flush_s: float) -> None:
+    def __init__(self, costs: StepCosts, policy: WorkerPolicy, flush_s: float) -> None:
         self.costs = costs
-        self._batch_max = batch_max
-        self._prefill_step_tokens = prefill_step_tokens
-        self._flush_s = flush_s
-        self._prefill: list[_Sequence] = []
-        self._decode: list[_Sequence] = []
-        self._commands: list[tuple[str, _Sequence | int]] = []
-        self._boundary_s = 0.0
-        self._step_s = 0.0
-        self._steps = 0
-        self._prefilling = False
-        self._reported_s = 0.0
-        self._report_steps = 0
         self.slowdown = 1.0
+        self.broken: dict[str, str] = {}
+        self._policy = policy
+        self._flush_s = flush_s
+        self._models: dict[str, _Model] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._commands: list[Command] = []
+        self._events: list[Event] = []
+        self._refused: list[SequenceProgress] = []
+        self._dead = False
+        self._boundary_s = 0.0
+        self._reported_s = 0.0
+        self._loading: str | None = None
+        self._load_s = 0.0
+        # The planned steps, all alike: of which model, how many, how long each, and how much of it for prompts.
+        self._model = _Model("")
+        self._steps = 0
+        self._step_s = 0.0
+        self._prefill_step_s = 0.0
+        self._chunks: list[tuple[_Sequence, int]] = []
+        self._turn = 0
+        self._work = EngineReport(())
 
-    def insert(self, sequence: int, tokens: Sequence[Token], max_tokens: int, now: float) -> None:
-        """Start a sequence at the next step boundary."""
-        self._command(("insert", _Sequence(sequence, tokens, max_tokens)), now)
+    def insert(self, command: Insert, now: float) -> None:
+        """Start a sequence at the next step boundary. It ends with `error` at once if its model is not loaded."""
+        self._command(command, now)
 
     def remove(self, sequence: int, now: float) -> None:
         """Drop a sequence at the next step boundary."""
-        self._command(("remove", sequence), now)
+        self._command(Remove(sequence), now)
+
+    def drop_cache(self, cache: int, now: float) -> None:
+        """Free a kept cache at the next step boundary."""
+        self._command(DropCache(cache), now)
+
+    def load(self, model: str, now: float) -> None:
+        """Load a model: no step runs for `load_s`. What came before is reported first, what comes after waits."""
+        self._command(Load(model), now)
+
+    def unload(self, model: str, now: float) -> None:
+        """Drop a model and the caches of its sequences at the next step boundary."""
+        self._command(Unload(model), now)
+
+    def die(self, reason: str) -> EngineDied:
+        """The engine's thread ends: nothing is reported any more, and commands are ignored."""
+        self._dead = True
+        self._commands.clear()
+        self._models.clear()
+        self._kept.clear()
+        return EngineDied(reason)
 
     def next_time(self) -> float | None:
-        """When the planned steps end, None while idle."""
-        return self._boundary_s + self._steps * self._step_s if self._steps else None
+        """When the planned steps or the load end, None while idle."""
+        if self._dead:
+            return None
+        if self._loading is not None:
+            return self._boundary_s + self._load_s
+        if self._steps:
+            return self._boundary_s + self._steps * self._step_s
+        return self._boundary_s if self._events or self._refused else None
 
-    def advance(self, now: float) -> EngineReport | None:
-        """Finish the planned steps if their end has come, plan on, and report when one is due."""
+    def advance(self, now: float) -> list[Event]:
+        """Finish what was planned if its end has come, plan on, and say what there is to say, in order."""
         end_s = self.next_time()
         if end_s is None or now < end_s:
-            return None
-        first, finished = self._run_steps()
+            return []
+        must_report, finished = False, list[_Sequence]()
+        if self._loading is not None:
+            self._end_load(self._loading)
+        elif self._steps:
+            first, finished = self._run_steps()
+            must_report = first or bool(finished) or end_s - self._reported_s >= self._flush_s
         self._boundary_s = end_s
         self._apply_commands()
+        events, self._events = self._events, []
         report = None
-        if first or finished or end_s - self._reported_s >= self._flush_s:
+        if must_report or self._refused or self._loading is not None:
             report = self._report(finished, end_s)
         self._plan()
-        return report
+        return [*events, report] if report is not None else events
 
-    def _command(self, command: tuple[str, _Sequence | int], now: float) -> None:
+    def _command(self, command: Command, now: float) -> None:
+        if self._dead:
+            return
         self._commands.append(command)
         if self._steps:
             # The step that is under way ends as planned; those after it are planned anew.
             under_way = math.floor((now - self._boundary_s) / self._step_s) + 1
             self._steps = max(1, min(self._steps, under_way))
-            return
-        self._boundary_s = now
-        self._reported_s = now
-        self._apply_commands()
-        self._plan()
+        elif self.next_time() is None:
+            self._boundary_s = now
+            self._reported_s = now
+            self._apply_commands()
+            self._plan()
 
     def _apply_commands(self) -> None:
-        for _, argument in self._commands:
-            if isinstance(argument, _Sequence):
-                self._prefill.append(argument)
-            else:
-                self._prefill = [item for item in self._prefill if item.number != argument]
-                self._decode = [item for item in self._decode if item.number != argument]
-        self._commands.clear()
+        """In order, up to a load: those behind it wait until it has ended."""
+        while self._commands and self._loading is None:
+            match self._commands.pop(0):
+                case Insert() as command:
+                    self._insert(command)
+                case Remove(number):
+                    for model in self._models.values():
+                        model.drop(number)
+                case DropCache(cache):
+                    self._kept.pop(cache, None)
+                case Load(name) if name in self._models:
+                    self._events.append(self._loaded(name))
+                case Load(name):
+                    self._loading = name
+                    self._load_s = self.slowdown * self.costs.load_s
+                case Unload(name):
+                    self._unload(name)
+
+    def _insert(self, command: Insert) -> None:
+        model = self._models.get(command.model)
+        if model is None or not command.tokens or command.max_tokens < 1:
+            self._refused.append(SequenceProgress(command.sequence, (), (), "error"))
+            return
+        kept = self._kept.get(command.cache) if command.cache is not None else None
+        if kept is not None and kept.model != command.model:
+            kept = None
+        model.prefill.append(_Sequence(command, kept))
+
+    def _unload(self, name: str) -> None:
+        model = self._models.pop(name, None)
+        if model is None:
+            return
+        self._refused += [SequenceProgress(item.number, (), (), "error") for item in model.sequences()]
+        self._kept = {number: kept for number, kept in self._kept.items() if kept.model != name}
+
+    def _end_load(self, name: str) -> None:
+        self._loading = None
+        if name in self.broken:
+            self._events.append(ModelFailed(name, self.broken[name]))
+            return
+        self._models[name] = _Model(name)
+        self._events.append(self._loaded(name))
+
+    def _loaded(self, name: str) -> ModelLoaded:
+        costs = self.costs
+        first_token_s = min(costs.load_s, costs.step_s + costs.decode_each_s)
+        weights_s = costs.load_s - first_token_s
+        return ModelLoaded(
+            name, costs.load_s, costs.kv_bytes_per_token, costs.weights_bytes, weights_s, first_token_s
+        )
 
     def _plan(self) -> None:
-        """Decide how many equal steps come next and how long each takes."""
-        costs = self.costs
-        batch = len(self._decode)
-        self._prefilling = bool(self._prefill) and batch < self._batch_max
-        if self._prefilling:
-            chunk = sum(min(item.prompt_left, self._prefill_step_tokens) for item in self._joining())
+        """Decide whose steps come next, how many equal ones, and how long each takes."""
+        self._steps = 0
+        busy = [model for model in self._models.values() if model.decode or model.prefill]
+        if self._loading is not None or not busy:
+            return
+        self._turn += 1
+        model = self._model = busy[self._turn % len(busy)]
+        costs, batch = self.costs, len(model.decode)
+        self._chunks = self._share_budget(model)
+        prompt_tokens = sum(count for _, count in self._chunks)
+        self._prefill_step_s = self.slowdown * (prompt_tokens * costs.prefill_each_s + (0 if batch else costs.step_s))
+        decode_s = self.slowdown * (costs.step_s + batch * costs.decode_each_s) if batch else 0.0
+        self._step_s = decode_s + self._prefill_step_s if prompt_tokens else decode_s
+        if prompt_tokens or len(busy) > 1 or any(item.is_new for item in model.decode):
             self._steps = 1
-            self._step_s = self.slowdown * (costs.step_s + batch * costs.decode_each_s + chunk * costs.prefill_each_s)
-        elif batch:
-            self._step_s = self.slowdown * (costs.step_s + batch * costs.decode_each_s)
-            if any(not item.tokens and not item.reported for item in self._decode):
-                self._steps = 1
-            else:
-                to_flush = math.ceil((self._reported_s + self._flush_s - self._boundary_s) / self._step_s)
-                self._steps = max(1, min(to_flush, min(item.left for item in self._decode)))
         else:
-            self._steps = 0
+            to_flush = math.ceil((self._reported_s + self._flush_s - self._boundary_s) / self._step_s)
+            self._steps = max(1, min(to_flush, min(item.left for item in model.decode)))
 
-    def _joining(self) -> list[_Sequence]:
-        return self._prefill[: self._batch_max - len(self._decode)]
+    def _share_budget(self, model: _Model) -> list[tuple[_Sequence, int]]:
+        """How many tokens of which prompts the next step reads: the budget goes to those that came first."""
+        room = min(self._policy.batch_max - len(model.decode), self._policy.prefill_batch_max)
+        left, chunks = self._policy.prefill_step_tokens, list[tuple[_Sequence, int]]()
+        for item in model.prefill[: max(0, room)]:
+            count = min(item.prompt_left, left)
+            if count:
+                chunks.append((item, count))
+            left -= count
+        return chunks
 
     def _run_steps(self) -> tuple[bool, list[_Sequence]]:
         """Make the tokens of the planned steps; whether a first token came, and which sequences ended."""
-        vocabulary, first = self.costs.vocabulary, False
+        vocabulary, first, model = self.costs.vocabulary, False, self._model
         times_s = [self._boundary_s + (i + 1) * self._step_s for i in range(self._steps)]
         finished: list[_Sequence] = []
-        for item in self._decode:
-            first = first or not (item.tokens or item.reported)
+        decoded = bool(model.decode)
+        for item in model.decode:
+            first = first or item.is_new
             checksum, tokens = item.checksum, item.tokens
             for _ in times_s:
                 token = checksum % vocabulary
@@ -166,22 +339,57 @@ class TimedEngine:
             item.left -= self._steps
             if item.left == 0:
                 finished.append(item)
-        if self._prefilling:
-            for item in self._joining():
-                item.prompt_left -= min(item.prompt_left, self._prefill_step_tokens)
-            self._decode += [item for item in self._prefill if not item.prompt_left]
-            self._prefill = [item for item in self._prefill if item.prompt_left]
-        self._report_steps += self._steps
+        for item, count in self._chunks:
+            item.prompt_left -= count
+        if self._chunks:
+            model.decode += [item for item in model.prefill if not item.prompt_left]
+            model.prefill = [item for item in model.prefill if item.prompt_left]
+        self._count(decoded)
         return first, finished
 
+    def _count(self, decoded: bool) -> None:
+        """Add the planned steps to the work done since the last report."""
+        work, prompt_tokens = self._work, sum(count for _, count in self._chunks)
+        prefill_s = self._prefill_step_s if prompt_tokens else 0.0
+        self._work = EngineReport(
+            (),
+            work.steps + (self._steps if decoded else 0),
+            work.decode_s + self._steps * (self._step_s - prefill_s),
+            work.prefill_tokens + prompt_tokens,
+            work.prefill_s + prefill_s,
+        )
+
     def _report(self, finished: list[_Sequence], now: float) -> EngineReport | None:
-        progress: list[SequenceProgress] = []
-        for item in self._decode:
-            if item.tokens:
-                finish = "length" if item in finished else None
-                progress.append(SequenceProgress(item.number, tuple(item.tokens), tuple(item.times_s), finish))
-                item.reported = True
-                item.tokens, item.times_s = [], []
-        self._decode = [item for item in self._decode if item not in finished]
-        steps, self._report_steps, self._reported_s = self._report_steps, 0, now
-        return EngineReport(tuple(progress), steps) if progress else None
+        progress, self._refused = self._refused, []
+        for model in self._models.values():
+            for item in model.decode:
+                if item.tokens:
+                    progress.append(self._progress(item, item in finished, model))
+            model.decode = [item for item in model.decode if item not in finished]
+        if not progress:
+            return None
+        work, self._work, self._reported_s = self._work, EngineReport(()), now
+        progress.sort(key=lambda part: part.sequence)
+        return msgspec.structs.replace(work, progress=tuple(progress), active_bytes=self._active_bytes())
+
+    def _progress(self, item: _Sequence, ended: bool, model: _Model) -> SequenceProgress:
+        cached = item.cached if not item.reported else 0
+        tokens, times_s = tuple(item.tokens), tuple(item.times_s)
+        item.reported = True
+        item.made += item.tokens
+        item.tokens, item.times_s = [], []
+        if not ended:
+            return SequenceProgress(item.number, tokens, times_s, None, cached)
+        kept = 0
+        if item.keep_as is not None:
+            held = item.prompt + array("I", item.made)
+            self._kept[item.keep_as] = _Kept(model.name, held)
+            kept = len(held)
+        kept_bytes = kept * self.costs.kv_bytes_per_token
+        return SequenceProgress(item.number, tokens, times_s, "length", cached, kept, kept_bytes)
+
+    def _active_bytes(self) -> int:
+        costs = self.costs
+        running = sum(item.held_tokens for model in self._models.values() for item in model.sequences())
+        kept = sum(len(kept.tokens) for kept in self._kept.values())
+        return len(self._models) * costs.weights_bytes + (running + kept) * costs.kv_bytes_per_token

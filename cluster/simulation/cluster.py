@@ -14,19 +14,21 @@ from cluster.node import (
     Ask,
     Command,
     Deliver,
+    DropCache,
     Event,
     Insert,
     Load,
-    ModelLoaded,
     Node,
     Record,
     Remove,
     Send,
+    Unload,
     Wake,
 )
 from cluster.policy import Policy
 from cluster.simulation.kernel import Kernel
 from cluster.simulation.network import Network, NetworkCosts
+from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 
 SAMPLE_S = 0.5
@@ -91,19 +93,24 @@ class SimulatedNode:
                     self._sink.append(row, now)
                 case Deliver():
                     self._delivered(command)
-                case Insert(sequence, _, tokens, max_tokens):
-                    assert self._engine is not None
-                    self._engine.insert(sequence, tokens, max_tokens, now)
-                    self._arrange_engine()
-                case Remove(sequence):
-                    assert self._engine is not None
-                    self._engine.remove(sequence, now)
-                    self._arrange_engine()
-                case Load(model):
-                    assert self._engine is not None
-                    costs = self._engine.costs
-                    loaded = ModelLoaded(model, costs.load_s, costs.kv_bytes_per_token)
-                    self._kernel.at(now + costs.load_s, lambda event=loaded: self.feed(event))  # type: ignore[misc]
+                case _:
+                    self._command_engine(command)
+
+    def _command_engine(self, command: Command) -> None:
+        assert self._engine is not None, f"{self.node.name} has no engine for {command}"
+        now = self._kernel.now
+        match command:
+            case Insert():
+                self._engine.insert(command, now)
+            case Remove(sequence):
+                self._engine.remove(sequence, now)
+            case DropCache(cache):
+                self._engine.drop_cache(cache, now)
+            case Load(model):
+                self._engine.load(model, now)
+            case Unload(model):
+                self._engine.unload(model, now)
+        self._arrange_engine()
 
     def _arrange_wake(self) -> None:
         wake_s = self.node.next_wake()
@@ -133,9 +140,8 @@ class SimulatedNode:
             return
         assert self._engine is not None
         self._engine_s = None
-        report = self._engine.advance(self._kernel.now)
-        if report is not None:
-            self.feed(report)
+        for event in self._engine.advance(self._kernel.now):
+            self.feed(event)
         self._arrange_engine()
 
     def _arrange_source(self) -> None:
@@ -213,10 +219,8 @@ class SimulatedCluster:
         self.controller = ControllerNode("controller", 1, policy, Random(f"{seed}/controller"))
         self._add(self.controller, sinks)
         for number in range(workers):
-            engine = TimedEngine(
-                self.costs, policy.worker.batch_max, policy.worker.prefill_step_tokens, policy.stream.flush_s
-            )
-            self._add(WorkerNode(f"worker-{number}", 1, policy, "controller", (model,)), sinks, engine)
+            engine = TimedEngine(self.costs, policy.worker, policy.stream.flush_s)
+            self._add(WorkerNode(f"worker-{number}", 1, policy, (ModelOffer(model),)), sinks, engine)
         for number in range(clients):
             self._add(ClientNode(f"client-{number}", 1, policy), sinks)
 

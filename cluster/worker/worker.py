@@ -16,6 +16,7 @@ from cluster.node import (
     Load,
     ModelFailed,
     ModelLoaded,
+    NoResponders,
     Received,
     Record,
     Remove,
@@ -24,8 +25,19 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import Policy
-from cluster.protocol import AttemptId, Chunk, Dispatch, Drain, Heartbeat, ModelState, StreamReport, Withdraw
+from cluster.protocol import (
+    EVERY_CONTROLLER,
+    AttemptId,
+    Chunk,
+    Dispatch,
+    Drain,
+    Heartbeat,
+    ModelState,
+    StreamReport,
+    Withdraw,
+)
 from cluster.timers import Timers
+from cluster.worker.prewarm import ModelOffer
 from cluster.worker.scheduler import ContinuousBatcher, RequestQueue, Work
 
 _HEARTBEAT = "heartbeat"
@@ -34,12 +46,11 @@ _HEARTBEAT = "heartbeat"
 class WorkerNode:
     """Sans-IO worker. It loads its models at the first Wake and may be sent work once a heartbeat calls them warm."""
 
-    def __init__(self, name: str, incarnation: int, policy: Policy, controller: str, models: tuple[str, ...]) -> None:
+    def __init__(self, name: str, incarnation: int, policy: Policy, models: tuple[ModelOffer, ...]) -> None:
         self.name = name
         self.incarnation = incarnation
         self._policy = policy
-        self._controller = controller
-        self._models = dict.fromkeys(models, "cold")
+        self._models = dict.fromkeys((offer.model for offer in models), "cold")
         self._reasons: dict[str, str] = {}
         self._kv_bytes_per_token: dict[str, int] = {}
         self._queue = RequestQueue(policy.worker.queue_max)
@@ -76,6 +87,8 @@ class WorkerNode:
                 return self._model_state(model, "warm", "", now)
             case ModelFailed(model, reason):
                 return self._model_state(model, "failed", reason, now)
+            case NoResponders(to, StreamReport()):
+                return self._controller_gone(to, now)
             case EngineDied(reason):
                 return self._engine_died(reason, now)
             case _:
@@ -124,9 +137,9 @@ class WorkerNode:
         refusal = self._refusal(dispatch)
         if refusal is not None:
             row = self._row(work, "refused", refusal, now)
-            told = self._tell([work.chunk(code=refusal)], now)
+            told = self._tell([(work, work.chunk(code=refusal))], now)
             # The superseded attempt may have left a slot that others wait for.
-            return [*commands, row, told, *self._admit(now)]
+            return [*commands, row, *told, *self._admit(now)]
         self._queue.push(work)
         self._timers.set(dispatch.attempt, dispatch.deadline_s)
         return commands + self._admit(now)
@@ -173,7 +186,7 @@ class WorkerNode:
 
     def _engine_report(self, progress: tuple[SequenceProgress, ...], now: float) -> list[Command]:
         commands: list[Command] = []
-        chunks: list[Chunk] = []
+        chunks: list[tuple[Work, Chunk]] = []
         self._engine_news_s = now
         for part in progress:
             work = self._batch.get(part.sequence)
@@ -185,13 +198,13 @@ class WorkerNode:
             failed = part.finish == "error"
             code = Code.ENGINE_ERROR if failed else None
             finish = None if failed else part.finish
-            chunks.append(work.chunk(part.tokens, part.times_s, finish, code, part.cached_tokens))
+            chunks.append((work, work.chunk(part.tokens, part.times_s, finish, code, part.cached_tokens)))
             if part.finish is not None:
                 self._batch.leave(work)
                 self._timers.clear(work.dispatch.attempt)
                 commands.append(self._row(work, "failed" if failed else "completed", code or "", now))
         commands += self._admit(now)
-        return [self._tell(chunks, now), *commands] if chunks else commands
+        return [*self._tell(chunks, now), *commands]
 
     def _withdraw(self, attempt: AttemptId, now: float) -> list[Command]:
         commands = self._stop(attempt, "withdrawn", "", now)
@@ -242,7 +255,7 @@ class WorkerNode:
             self._draining,
             now - self._engine_news_s if len(self._batch) else 0.0,
         )
-        return [Send(self._controller, heartbeat)]
+        return [Send(EVERY_CONTROLLER, heartbeat)]
 
     def _link_down(self, reason: str, now: float) -> list[Command]:
         """Tokens made from now on reach nobody, and a stream with a gap is worthless: free all slots."""
@@ -252,6 +265,14 @@ class WorkerNode:
             commands += self._stop(work.dispatch.attempt, "withdrawn", Code.STREAM_BROKEN, now)
         return commands
 
+    def _controller_gone(self, controller: str, now: float) -> list[Command]:
+        """Nobody reads the streams that it has given: free their slots."""
+        commands: list[Command] = []
+        for work in [*self._queue.works(), *self._batch.running()]:
+            if work.dispatch.controller == controller:
+                commands += self._stop(work.dispatch.attempt, "withdrawn", Code.STREAM_BROKEN, now)
+        return commands + self._admit(now)
+
     def _model_state(self, model: str, state: str, reason: str, now: float) -> list[Command]:
         self._models[model] = state
         self._reasons[model] = reason
@@ -260,24 +281,29 @@ class WorkerNode:
 
     def _engine_died(self, reason: str, now: float) -> list[Command]:
         commands: list[Command] = [self._event(now, "engine_died", detail=reason)]
-        chunks: list[Chunk] = []
+        chunks: list[tuple[Work, Chunk]] = []
         for work in [*self._queue.works(), *self._batch.running()]:
-            chunks.append(work.chunk(code=Code.ENGINE_ERROR))
+            chunks.append((work, work.chunk(code=Code.ENGINE_ERROR)))
             commands += self._stop(work.dispatch.attempt, "failed", Code.ENGINE_ERROR, now)
         for model in self._models:
             self._models[model] = "failed"
             self._reasons[model] = reason
-        if chunks:
-            commands.append(self._tell(chunks, now))
-        return commands + self._heartbeat(now)
+        return commands + self._tell(chunks, now) + self._heartbeat(now)
 
     def _discard(self, work: Work, code: str, why: str, now: float) -> list[Command]:
         row = self._row(work, "discarded", code, now)
         event = self._event(now, "attempt_discarded", work.dispatch.attempt, why)
-        return [row, event, *([self._tell([work.chunk(code=code)], now)] if code else [])]
+        return [row, event, *(self._tell([(work, work.chunk(code=code))], now) if code else [])]
 
-    def _tell(self, chunks: list[Chunk], now: float) -> Send:
-        return Send(self._controller, StreamReport(self.name, self.incarnation, now, tuple(chunks)))
+    def _tell(self, news: list[tuple[Work, Chunk]], now: float) -> list[Command]:
+        """One report to each controller of what is new of the streams that it gave."""
+        by_controller: dict[str, list[Chunk]] = {}
+        for work, chunk in news:
+            by_controller.setdefault(work.dispatch.controller, []).append(chunk)
+        return [
+            Send(controller, StreamReport(self.name, self.incarnation, now, tuple(chunks)), needs_responder=True)
+            for controller, chunks in by_controller.items()
+        ]
 
     def _row(self, work: Work, outcome: str, code: str, now: float) -> Record:
         dispatch = work.dispatch

@@ -28,6 +28,7 @@ from cluster.node import (
 )
 from cluster.policy import Policy, WorkerPolicy
 from cluster.protocol import AttemptId, Chunk, Dispatch, Drain, Heartbeat, StreamReport, Withdraw
+from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 from tests.cluster import WALK
 
@@ -45,7 +46,7 @@ class WorkerWalk(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.now = 0.0
-        self.node = WorkerNode("w", 1, POLICY, "controller", ("m",))
+        self.node = WorkerNode("w", 1, POLICY, (ModelOffer("m"),))
         self.link = False
         self.sent: dict[AttemptId, Dispatch] = {}
         self.received: list[AttemptId] = []
@@ -264,7 +265,7 @@ TestWorkerWalk.settings = WALK
 
 
 def ready(policy: Policy = POLICY) -> WorkerNode:
-    node = WorkerNode("w", 1, policy, "controller", ("m",))
+    node = WorkerNode("w", 1, policy, (ModelOffer("m"),))
     node.handle(Wake(), 0.0)
     node.handle(LinkUp(), 0.0)
     node.handle(ModelLoaded("m", kv_bytes_per_token=10), 0.0)
@@ -290,7 +291,7 @@ def beats(commands: Iterable[Command]) -> list[Heartbeat]:
 
 
 def test_it_says_warm_only_after_the_load_and_names_a_failed_one() -> None:
-    node = WorkerNode("w", 3, POLICY, "controller", ("m",))
+    node = WorkerNode("w", 3, POLICY, (ModelOffer("m"),))
     assert node.next_wake() == 0.0
     assert kinds(node.handle(Wake(), 0.0)) == ["Load"], "nothing is announced before the link is up"
     assert [beat.models[0].state for beat in beats(node.handle(LinkUp(), 0.1))] == ["loading"]
