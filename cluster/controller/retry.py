@@ -9,6 +9,8 @@ from cluster.policy import RetryPolicy
 class RetryHandler:
     """Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015) under a retry budget.
 
+    Without `jitter` a retry waits the whole ceiling. `retries` counts those that were granted.
+
     The budget is a token bucket: requests pay in, retries take out, so that retries never multiply the load of a
     cluster that fails as a whole ("The SRE Book", chapter 21).
     """
@@ -17,6 +19,7 @@ class RetryHandler:
         self._policy = policy
         self._random = random
         self._tokens = float(policy.budget_burst)
+        self.retries = 0
 
     def request_arrived(self) -> None:
         """Each new request earns a share of a retry."""
@@ -30,8 +33,9 @@ class RetryHandler:
         if not TRAITS[code].retryable or attempts_made >= self._policy.max_attempts or self._tokens < 1:
             return None
         ceiling_s = min(self._policy.backoff_max_s, self._policy.backoff_s * 2 ** (attempts_made - 1))
-        retry_s = now + self._random.uniform(0, ceiling_s)
+        retry_s = now + (self._random.uniform(0, ceiling_s) if self._policy.jitter else ceiling_s)
         if retry_s >= deadline_s:
             return None
         self._tokens -= 1
+        self.retries += 1
         return retry_s
