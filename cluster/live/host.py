@@ -20,7 +20,7 @@ from cluster.caller import Observer, Source
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.live.nats import LinkFacts
-from cluster.live.node import LiveNode, LoadDriver
+from cluster.live.node import LiveNode, LoadDriver, Sink
 from cluster.node import Node, Received
 from cluster.policy import Policy
 from cluster.protocol import Drain
@@ -74,8 +74,10 @@ class NodeLook(msgspec.Struct, frozen=True):
 class NodeHost:
     """One node in this process."""
 
-    def __init__(self, spec: NodeSpec) -> None:
+    def __init__(self, spec: NodeSpec, sink: Sink | None = None) -> None:
+        """sink: where the node's rows go; None: into files in `spec.raw`."""
         self.spec = spec
+        self._sink = sink
         # Incarnations are compared, so they grow from one life of a node to the next on the same host.
         self.incarnation = time.time_ns()
         self._process_s = max(0.0, time.time() - psutil.Process().create_time())
@@ -88,9 +90,9 @@ class NodeHost:
         """Start the node and its link; the pid. Raises LinkUnavailable, or what the engine's import raises."""
         spec = self.spec
         node = self._make_node()
-        collector = MetricsCollector(Path(spec.raw), spec.name, self.incarnation)
+        sink = self._sink or MetricsCollector(Path(spec.raw), spec.name, self.incarnation)
         controller = self._controller is not None
-        shell = self._shell = LiveNode(node, spec.url, spec.policy.link, collector, controller=controller)
+        shell = self._shell = LiveNode(node, spec.url, spec.policy.link, sink, controller=controller)
         if spec.role == "worker":
             self._add_engine(shell)
         if spec.role == "client":
@@ -103,6 +105,10 @@ class NodeHost:
         shell = self._running()
         answered = await shell.link.echo(_ECHO_S)
         return shell.link.facts(), answered
+
+    def gauges(self) -> Gauges:
+        """The node's present levels."""
+        return self._running().node.gauges()
 
     async def look(self) -> NodeLook:
         """How the node stands."""
