@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from random import Random
 
-from analysis.schema import AttemptRow, EventRow, Gauges
-from cluster.controller.breaker import BreakerState, CircuitBreaker
+from analysis.schema import Gauges
+from cluster.controller.breaker import BreakerState
 from cluster.controller.ledger import Attempt, Entry, Ledger
-from cluster.controller.membership import Change, Liveness, Membership
+from cluster.controller.membership import Change, Liveness, Warmth
 from cluster.controller.retry import RetryHandler
-from cluster.controller.routing import choose
+from cluster.controller.rows import attempt_ended, breaker_change, event
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
+from cluster.controller.waiting import WaitingRoom
+from cluster.controller.workforce import Workforce
 from cluster.errors import TRAITS, Code
 from cluster.guard import DuplicateGuard
 from cluster.node import (
@@ -20,13 +22,14 @@ from cluster.node import (
     LinkUp,
     NoResponders,
     Received,
-    Record,
     Send,
     SendFailed,
     Wake,
 )
 from cluster.policy import Policy
 from cluster.protocol import (
+    PRIORITIES,
+    VERSION,
     Accepted,
     AttemptId,
     Cancel,
@@ -43,46 +46,52 @@ from cluster.protocol import (
 
 
 class ControllerNode:
-    """Sans-IO controller. A new incarnation learns its workers from their next heartbeats."""
+    """Sans-IO controller. A new incarnation learns its workers, and which sessions they hold, from their heartbeats.
+
+    Several controllers may serve the same workers. They do not talk to each other: each hears every heartbeat, which
+    also says how much the others have given to the worker.
+    """
 
     def __init__(self, name: str, incarnation: int, policy: Policy, random: Random) -> None:
         self.name = name
         self.incarnation = incarnation
         self._policy = policy
-        self._membership = Membership(policy.membership)
-        self._breakers: dict[str, CircuitBreaker] = {}
-        self._outstanding: dict[str, int] = {}
+        self._workforce = Workforce(name, policy)
+        self._membership = self._workforce.membership
+        self._breakers = self._workforce.breakers
         self._guard = DuplicateGuard()
         self._ledger = Ledger(policy.routing.requests_max)
-        self._sessions = SessionRegistry(policy.routing.sessions_max)
+        self._waiting = WaitingRoom(policy.worker.ageing_s)
+        self._sessions = SessionRegistry(policy.routing.sessions_max, policy.routing.session_ttl_s)
         self._retries = RetryHandler(policy.retry, random)
         self._timeouts = TimeoutHandler(policy.timeout)
         self._link = False
         self._settled_s = float("inf")
         self._tokens_delivered = 0
+        self._migrations = 0
 
     def handle(self, event: Event, now: float) -> Sequence[Command]:
         """See cluster.node.Node."""
         match event:
             case Received(StreamReport() as report):
-                return self._report(report, now)
+                return [*self._report(report, now), *self._fill(now)]
             case Received(Heartbeat() as heartbeat):
-                return self._changes(self._membership.heard(heartbeat, now), now)
+                return [*self._heartbeat(heartbeat, now), *self._fill(now)]
             case Received(Submit() as submit):
                 return self._submit(submit, now)
             case Received(Ping(client)):
                 return [Send(client, Pong(self.name, self.incarnation, now))]
             case Received(Cancel(_, request_id)):
-                return self._cancel(request_id, now)
+                return [*self._cancel(request_id, now), *self._fill(now)]
             case Wake():
-                return self._wake(now)
+                return [*self._wake(now), *self._fill(now)]
             case LinkUp():
                 return self._link_up(now)
             case LinkDown(reason):
                 return self._link_down(reason, now)
             case NoResponders(to, Dispatch() as dispatch):
                 changes = self._changes(self._membership.unreachable(to, now), now)
-                return [*changes, *self._attempt_lost(dispatch.attempt, Code.WORKER_UNREACHABLE, now)]
+                return [*changes, *self._attempt_lost(dispatch.attempt, Code.WORKER_UNREACHABLE, now), *self._fill(now)]
             case SendFailed(_, Dispatch() as dispatch):
                 return self._attempt_lost(dispatch.attempt, Code.CONTROLLER_UNREACHABLE, now)
             case _:
@@ -100,12 +109,22 @@ class ControllerNode:
         members = self._membership.members.values()
         return Gauges(
             role="controller",
-            active=sum(self._outstanding.values()),
+            queue_depth=len(self._waiting),
+            queue_max=self._policy.routing.requests_max,
+            active=self._workforce.outstanding,
             open_requests=len(self._ledger),
             open_requests_max=self._policy.routing.requests_max,
             workers_ready=sum(member.liveness is Liveness.READY for member in members),
             breakers_open=sum(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values()),
             tokens_made=self._tokens_delivered,
+            sessions=len(self._sessions),
+            sessions_max=self._policy.routing.sessions_max,
+            session_hits=self._sessions.hits,
+            session_misses=self._sessions.misses,
+            session_moves=self._sessions.moves,
+            retries=self._retries.retries,
+            migrations=self._migrations,
+            breaker_trips=sum(breaker.trips for breaker in self._breakers.values()),
         )
 
     def workers(self) -> dict[str, tuple[str, str]]:
@@ -117,14 +136,15 @@ class ControllerNode:
 
     def warm_workers(self, model: str) -> int:
         """How many workers could start a request for `model` at once."""
-        return sum(member.serves(model) for member in self._membership.members.values())
+        members = self._membership.members
+        return sum(members[worker].warmth[model] is Warmth.WARM for worker in self._workforce.serving(model))
 
     def _link_up(self, now: float) -> list[Command]:
         self._link = True
         # Until every worker has had time for a heartbeat, an empty membership means ignorance, not an empty cluster.
         self._settled_s = now + 2 * self._policy.membership.heartbeat_s
         self._membership.see_again(now)
-        commands: list[Command] = [_event(now, "link_up", self.name)]
+        commands: list[Command] = [event(now, "link_up", self.name)]
         for entry in self._ledger.entries():
             if entry.attempt is None:
                 commands += self._dispatch(entry, now)
@@ -134,14 +154,14 @@ class ControllerNode:
         """Give up all attempts without blame: their tokens are lost on the way to us, and workers give them up too."""
         self._link = False
         self._membership.go_blind()
-        commands: list[Command] = [_event(now, "link_down", self.name, detail=reason)]
+        commands: list[Command] = [event(now, "link_down", self.name, detail=reason)]
         for entry in self._ledger.entries():
             if entry.attempt is not None:
                 commands += self._close_attempt(entry, "failed", Code.CONTROLLER_UNREACHABLE, now)
                 commands += self._park(entry, now)
         for worker, breaker in self._breakers.items():
             # What failed while our own link was silent was not the workers' fault.
-            commands += _transition(worker, breaker.pardon(), now)
+            commands += breaker_change(worker, breaker.pardon(), now)
         return commands
 
     def _submit(self, submit: Submit, now: float) -> list[Command]:
@@ -162,9 +182,9 @@ class ControllerNode:
         self._ledger.add(entry)
         self._retries.request_arrived()
         return [
-            _event(now, "request_accepted", submit.client, submit.request_id, submit.submission),
+            event(now, "request_accepted", submit.client, submit.request_id, submit.submission),
             Send(submit.client, Accepted(submit.request_id, submit.submission)),
-            *self._dispatch(entry, now),
+            *self._enter(entry, now),
         ]
 
     def _refusal(self, submit: Submit, now: float) -> Code | None:
@@ -172,7 +192,7 @@ class ControllerNode:
             return Code.DEADLINE_EXCEEDED
         if self._ledger.full:
             return Code.OVERLOADED
-        if not submit.prompt or submit.max_tokens <= len(submit.delivered):
+        if not submit.prompt or submit.max_tokens <= len(submit.delivered) or submit.priority not in PRIORITIES:
             return Code.INVALID_REQUEST
         if self._membership.any_alive() and not self._membership.knows_model(submit.model):
             return Code.MODEL_NOT_FOUND
@@ -193,8 +213,26 @@ class ControllerNode:
             parts = tuple((submit.submission, chunk) for chunk in entry.after(len(submit.delivered)))
             if parts:
                 commands.append(Send(submit.client, Delivery(self.incarnation, parts)))
-            commands.append(_event(now, "request_resumed", submit.client, entry.id, submit.submission))
+            commands.append(event(now, "request_resumed", submit.client, entry.id, submit.submission))
         return [Send(submit.client, Accepted(entry.id, entry.submit.submission)), *commands]
+
+    def _enter(self, entry: Entry, now: float) -> list[Command]:
+        """A new request goes to a worker, or behind those who wait for one already."""
+        if self._waiting.first(entry.submit.model, now) is None:
+            return self._dispatch(entry, now)
+        self._waiting.add(entry, now)
+        self._timeouts.arm(entry)
+        return self._fill(now)
+
+    def _fill(self, now: float) -> list[Command]:
+        """Give free places to those who wait, as far as the places go."""
+        commands: list[Command] = []
+        for model in self._waiting.models():
+            while (entry := self._waiting.first(model, now)) is not None:
+                commands += self._dispatch(entry, now)
+                if entry in self._waiting:
+                    break
+        return commands
 
     def _dispatch(self, entry: Entry, now: float) -> list[Command]:
         """Start the next attempt, or arrange for what happens when nobody can take it."""
@@ -202,79 +240,75 @@ class ControllerNode:
         if not self._link:
             return self._park(entry, now)
         session = entry.submit.session_id
-        commands: list[Command] = []
-        eligible = self._eligible(entry.submit.model, now, commands)
-        preferred = self._sessions.preferred(session) if session is not None else None
-        worker = self._due_for_probe(eligible, entry.excluded) or choose(
-            self._policy.routing, eligible, self._outstanding, entry.excluded, preferred
-        )
+        preferred = self._sessions.preferred(session, now) if session is not None else None
+        worker, commands = self._workforce.pick(entry, preferred, now)
         if worker is None:
             return commands + self._nobody(entry, now)
+        self._waiting.discard(entry)
         entry.attempts_made += 1
         entry.hold_until_s = None
         member = self._membership.members[worker]
         attempt_id = AttemptId(entry.id, entry.submit.submission, entry.attempts_made)
         entry.attempt = Attempt(attempt_id, worker, member.heartbeat.incarnation, len(entry.tokens), now)
-        self._outstanding[worker] = self._outstanding.get(worker, 0) + 1
-        self._breakers[worker].dispatched(attempt_id)
+        commands += self._workforce.began(entry.attempt, now)
         if session is not None:
-            self._sessions.served(session, worker)
+            self._sessions.served(session, worker, now)
         self._timeouts.arm(entry)
+        submit = entry.submit
         dispatch = Dispatch(
             attempt_id,
             self.name,
             member.heartbeat.incarnation,
-            entry.submit.model,
-            entry.submit.prompt,
+            submit.model,
+            submit.prompt,
             tuple(entry.tokens),
-            entry.submit.max_tokens,
+            submit.max_tokens,
             member.clock.to_theirs(entry.deadline_s),
             session,
+            submit.priority,
+            submit.sampling,
         )
         return [*commands, Send(worker, dispatch, needs_responder=True)]
 
-    def _eligible(self, model: str, now: float, commands: list[Command]) -> list[str]:
-        workers: list[str] = []
-        for worker, member in self._membership.members.items():
-            if member.serves(model):
-                breaker = self._breakers[worker]
-                commands += _transition(worker, breaker.ripen(now), now)
-                if breaker.allows() and self._has_room(worker):
-                    workers.append(worker)
-        return workers
-
-    def _due_for_probe(self, eligible: list[str], excluded: tuple[str, ...]) -> str | None:
-        """A half-open worker goes first: where every session has found another home, it would never be tried."""
-        for worker in eligible:
-            if self._breakers[worker].state is BreakerState.HALF_OPEN and worker not in excluded:
-                return worker
-        return None
-
-    def _has_room(self, worker: str) -> bool:
-        return self._outstanding.get(worker, 0) < self._policy.routing.outstanding_max
-
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
+        serving = self._workforce.serving(entry.submit.model)
+        if serving and not any(self._workforce.has_room(worker) for worker in serving):
+            self._waiting.add(entry, now)
+            self._timeouts.arm(entry)
+            return []
+        self._waiting.discard(entry)
         if now < self._settled_s:
             entry.retry_s = self._settled_s
             self._timeouts.arm(entry)
             return []
         if entry.hold_until_s is None:
             entry.hold_until_s = now + self._policy.routing.hold_s
-        serving = [worker for worker, member in self._membership.members.items() if member.serves(entry.submit.model)]
-        full = bool(serving) and not any(self._has_room(worker) for worker in serving)
-        if full or (serving and now < entry.hold_until_s):
-            # Somebody could take it but for lack of room, an open breaker, or its own exclusions: that may pass.
+        if serving and now < entry.hold_until_s:
+            # Somebody could take it but for an open breaker, memory, or its own exclusions: that may pass.
             entry.retry_s = now + self._policy.routing.hold_poll_s
             self._timeouts.arm(entry)
             return []
         entry.attempts_made += 1
-        return self._retry_or_end(entry, entry.last_code or Code.NO_WORKERS_AVAILABLE, now)
+        members = self._membership.members
+        short = bool(serving) and all(members[worker].heartbeat.pressure for worker in serving)
+        nobody = Code.RESOURCE_LIMIT_EXCEEDED if short else Code.NO_WORKERS_AVAILABLE
+        return self._retry_or_end(entry, entry.last_code or nobody, now)
 
     def _park(self, entry: Entry, now: float) -> list[Command]:
         """Wait for our own link; only the deadline ends it earlier."""
         entry.retry_s = None
+        self._waiting.discard(entry)
         self._timeouts.arm(entry)
         return []
+
+    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> list[Command]:
+        stranger = self._membership.estranged(heartbeat)
+        if stranger is not False:
+            detail = f"protocol {heartbeat.version}, ours is {VERSION}"
+            return [event(now, "worker_incompatible", heartbeat.worker, detail=detail)] if stranger else []
+        commands = self._changes(self._membership.heard(heartbeat, now), now)
+        self._sessions.told(heartbeat.worker, heartbeat.sessions, now)
+        return commands
 
     def _report(self, report: StreamReport, now: float) -> list[Command]:
         self._membership.heard_report(report.worker, report.incarnation, report.sent_s, now)
@@ -310,16 +344,17 @@ class ControllerNode:
             attempt.tokens += len(chunk.tokens)
             if attempt.first_token_s is None:
                 attempt.first_token_s = now
+                attempt.cached_tokens = chunk.cached_tokens
             entry.tokens += chunk.tokens
             entry.chunks.append(told)
             self._tokens_delivered += len(chunk.tokens)
         if chunk.tokens or chunk.finish is not None:
             news.setdefault(entry.submit.client, []).append((entry.submit.submission, told))
         if chunk.finish is not None:
-            breaker_change = self._breakers[attempt.worker].succeeded(attempt.id)
+            state = self._breakers[attempt.worker].succeeded(attempt.id)
             closed = self._close_attempt(entry, "completed", "", now)
             self._forget(entry)
-            return [*closed, *_transition(attempt.worker, breaker_change, now)]
+            return [*closed, *breaker_change(attempt.worker, state, now)]
         if chunk.code is not None:
             return self._attempt_failed(entry, Code(chunk.code), now, told_by_worker=True)
         self._timeouts.arm(entry)
@@ -343,10 +378,11 @@ class ControllerNode:
             commands = self._close_attempt(entry, outcome, code, now)
         else:
             commands = self._withdraw(entry, outcome, code, now)
-        entry.excluded += (worker,)
+        if self._policy.retry.exclude_failed:
+            entry.excluded += (worker,)
         entry.last_code = code
         if TRAITS[code].blames_worker:
-            commands += _transition(worker, self._breakers[worker].failed(attempt.id, now), now)
+            commands += breaker_change(worker, self._breakers[worker].failed(attempt.id, code, now), now)
         if broken and not self._policy.stream.migration:
             return commands + self._end(entry, code, now)
         return commands + self._retry_or_end(entry, code, now)
@@ -358,7 +394,8 @@ class ControllerNode:
         entry.retry_s = retry_s
         self._timeouts.arm(entry)
         kind = "migration" if entry.tokens else "retry"
-        return [_event(now, kind, self.name, entry.id, entry.submit.submission, entry.attempts_made, code)]
+        self._migrations += bool(entry.tokens)
+        return [event(now, kind, self.name, entry.id, entry.submit.submission, entry.attempts_made, code)]
 
     def _withdraw(self, entry: Entry, outcome: str, code: str, now: float) -> list[Command]:
         assert entry.attempt is not None
@@ -369,27 +406,10 @@ class ControllerNode:
         attempt = entry.attempt
         assert attempt is not None
         entry.attempt = None
-        self._outstanding[attempt.worker] -= 1
+        self._workforce.ended(attempt)
         if outcome != "completed" and not (code and TRAITS[Code(code)].blames_worker):
             self._breakers[attempt.worker].withdrawn(attempt.id)
-        row = AttemptRow(
-            side="controller",
-            request_id=entry.id,
-            submission=attempt.id.submission,
-            attempt=attempt.id.attempt,
-            worker=attempt.worker,
-            worker_incarnation=attempt.worker_incarnation,
-            begun_s=attempt.begun_s,
-            started_s=None,
-            first_token_s=attempt.first_token_s,
-            ended_s=now,
-            deadline_s=entry.deadline_s,
-            index=attempt.index,
-            tokens=attempt.tokens,
-            outcome=outcome,
-            code=code,
-        )
-        return [Record(row)]
+        return [attempt_ended(entry, attempt, outcome, code, now)]
 
     def _end(self, entry: Entry, code: Code, now: float) -> list[Command]:
         """The request ends with an error."""
@@ -406,6 +426,7 @@ class ControllerNode:
 
     def _forget(self, entry: Entry) -> None:
         self._timeouts.disarm(entry)
+        self._waiting.discard(entry)
         self._ledger.remove(entry)
 
     def _cancel(self, request_id: str, now: float) -> list[Command]:
@@ -427,24 +448,35 @@ class ControllerNode:
             if code is Code.DEADLINE_EXCEEDED:
                 commands += self._end(entry, code, now)
             elif code is not None:
-                commands += self._attempt_failed(entry, code, now)
+                commands += self._silent(entry, code, now)
             elif entry.attempt is None:
                 commands += self._dispatch(entry, now)
             else:
                 self._timeouts.arm(entry)
         return commands
 
+    def _silent(self, entry: Entry, code: Code, now: float) -> list[Command]:
+        """The attempt's patience is over. A load stops all streams of its worker: then it gets as much time again."""
+        assert entry.attempt is not None
+        if not self._workforce.is_loading(entry.attempt, now):
+            return self._attempt_failed(entry, code, now)
+        entry.attempt.news_s = now
+        self._timeouts.arm(entry)
+        return []
+
     def _changes(self, changes: list[Change], now: float) -> list[Command]:
         commands: list[Command] = []
         for change in changes:
             worker = change.worker
-            self._breakers.setdefault(worker, CircuitBreaker(self._policy.breaker))
+            self._workforce.joined(worker)
             if change.joined:
                 incarnation = self._membership.members[worker].heartbeat.incarnation
-                commands.append(_event(now, "worker_joined", worker, detail=f"incarnation {incarnation}"))
+                commands.append(event(now, "worker_joined", worker, detail=f"incarnation {incarnation}"))
+            if change.restarted:
+                self._sessions.forget_worker(worker)
             if change.restarted or change.liveness is Liveness.DEAD:
                 commands += self._lose_worker(worker, now)
-            commands.append(_event(now, f"worker_{change.liveness}", worker, detail=change.reason))
+            commands.append(event(now, f"worker_{change.liveness}", worker, detail=change.reason))
         return commands
 
     def _lose_worker(self, worker: str, now: float) -> list[Command]:
@@ -458,26 +490,7 @@ class ControllerNode:
 def _stale(worker: str, chunk: Chunk, now: float) -> list[Command]:
     """News of an attempt that was given up. Our Withdraw may have been lost: say it again while the attempt runs."""
     attempt = chunk.attempt
-    row = _event(now, "stale_report", worker, attempt.request_id, attempt.submission, attempt.attempt)
+    row = event(now, "stale_report", worker, attempt.request_id, attempt.submission, attempt.attempt)
     if chunk.finish is not None or chunk.code is not None:
         return [row]
     return [row, Send(worker, Withdraw(attempt))]
-
-
-def _transition(worker: str, state: BreakerState | None, now: float) -> list[Command]:
-    if state is None:
-        return []
-    kind = "breaker_opened" if state is BreakerState.OPEN else f"breaker_{state}"
-    return [_event(now, kind, worker)]
-
-
-def _event(
-    now: float,
-    kind: str,
-    subject: str,
-    request_id: str = "",
-    submission: int = 0,
-    attempt: int = 0,
-    detail: str = "",
-) -> Record:
-    return Record(EventRow(now, kind, subject, request_id, submission, attempt, detail))

@@ -7,7 +7,17 @@ from cluster.protocol import AttemptId, Chunk, Submit, Token
 class Attempt:
     """One execution on one worker, as the controller sees it. Times in the controller's clock, seconds."""
 
-    __slots__ = ("begun_s", "first_token_s", "id", "index", "news_s", "tokens", "worker", "worker_incarnation")
+    __slots__ = (
+        "begun_s",
+        "cached_tokens",
+        "first_token_s",
+        "id",
+        "index",
+        "news_s",
+        "tokens",
+        "worker",
+        "worker_incarnation",
+    )
 
     def __init__(self, attempt: AttemptId, worker: str, worker_incarnation: int, index: int, now: float) -> None:
         self.id = attempt
@@ -18,6 +28,7 @@ class Attempt:
         self.news_s = now
         self.first_token_s: float | None = None
         self.tokens = 0
+        self.cached_tokens = 0
 
 
 class Entry:
@@ -70,6 +81,7 @@ class Entry:
                         chunk.tokens[skip:],
                         worker=chunk.worker,
                         worker_incarnation=chunk.worker_incarnation,
+                        cached_tokens=chunk.cached_tokens,
                     )
                 )
         return parts

@@ -1,9 +1,9 @@
 """Who is there: liveness of workers by the controller's own clock, and what they last said of themselves."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from cluster.policy import MembershipPolicy
-from cluster.protocol import ClockBound, Heartbeat
+from cluster.protocol import VERSION, ClockBound, Heartbeat
 from cluster.timers import Timers
 
 
@@ -15,21 +15,49 @@ class Liveness(StrEnum):
     DEAD = "dead"
 
 
-class Member:
-    """One worker in its newest incarnation."""
+class Warmth(IntEnum):
+    """How soon a worker can begin with a model."""
 
-    __slots__ = ("clock", "heard_s", "heartbeat", "liveness", "warm")
+    COLD = 0
+    LOADING = 1
+    WARM = 2
+
+
+_WARMTH = {"cold": Warmth.COLD, "loading": Warmth.LOADING, "warm": Warmth.WARM}
+
+
+class Member:
+    """One worker in its newest incarnation. warmth: of the models that it can serve; those that failed are not there.
+
+    loading_since_s: since when it has been loading the model that it loads now, None while it loads none.
+    """
+
+    __slots__ = ("_loading", "clock", "heard_s", "heartbeat", "liveness", "loading_since_s", "warmth")
 
     def __init__(self, heartbeat: Heartbeat, now: float) -> None:
-        self.heartbeat = heartbeat
         self.clock = ClockBound()
         self.heard_s = now
         self.liveness = Liveness.READY
-        self.warm: tuple[str, ...] = ()
+        self.loading_since_s: float | None = None
+        self._loading = ""
+        self.take(heartbeat, now)
+
+    def take(self, heartbeat: Heartbeat, now: float) -> None:
+        """What the worker says of itself now."""
+        self.heartbeat = heartbeat
+        self.warmth = {state.model: _WARMTH[state.state] for state in heartbeat.models if state.state in _WARMTH}
+        loading = next((model for model, warmth in self.warmth.items() if warmth is Warmth.LOADING), "")
+        if loading != self._loading:
+            self._loading = loading
+            self.loading_since_s = now if loading else None
 
     def serves(self, model: str) -> bool:
-        """Whether the worker can start a request for `model` at once."""
-        return self.liveness is Liveness.READY and model in self.warm and not self.heartbeat.draining
+        """Whether a request for `model` may be sent to the worker; where it is not warm, it waits for the load."""
+        return self.liveness is Liveness.READY and model in self.warmth and not self.heartbeat.draining
+
+    def load_of_others(self, controller: str) -> int:
+        """How many attempts of other controllers wait or run there."""
+        return sum(count for name, count in self.heartbeat.shares if name != controller)
 
 
 class Change:
@@ -54,7 +82,18 @@ class Membership:
         self._policy = policy
         self._timers: Timers[str] = Timers()
         self._blind = False
+        self._strangers: dict[str, int] = {}
         self.members: dict[str, Member] = {}
+
+    def estranged(self, heartbeat: Heartbeat) -> bool | None:
+        """Whether the heartbeat is of another version of the protocol; None: yes, and that was said before."""
+        if heartbeat.version == VERSION:
+            return False
+        known = self._strangers.get(heartbeat.worker)
+        if known == heartbeat.incarnation or (known is None and len(self._strangers) >= self._policy.workers_max):
+            return None
+        self._strangers[heartbeat.worker] = heartbeat.incarnation
+        return True
 
     def heard(self, heartbeat: Heartbeat, now: float) -> list[Change]:
         """Take in a heartbeat. A lower incarnation than the known one is a ghost and changes nothing."""
@@ -70,8 +109,7 @@ class Membership:
             return []
         elif member.liveness is not Liveness.READY:
             changes.append(Change(heartbeat.worker, Liveness.READY, "heard again"))
-        member.heartbeat = heartbeat
-        member.warm = tuple(state.model for state in heartbeat.models if state.state == "warm")
+        member.take(heartbeat, now)
         self._alive(heartbeat.worker, member, heartbeat.sent_s, now)
         return changes
 

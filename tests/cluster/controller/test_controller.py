@@ -394,7 +394,7 @@ class ControllerWalk(RuleBasedStateMachine):
             return
         gauges = self.node.gauges()
         assert gauges.active == len(self.live)
-        for worker, count in self.node._outstanding.items():
+        for worker, count in self.node._workforce._outstanding.items():
             assert count == sum(at == worker for _, at in self.live.values()), worker
         still_open = [name for name, caller in self.callers.items() if caller.accepted and not caller.ended]
         assert gauges.open_requests == len(still_open) <= POLICY.routing.requests_max
@@ -440,12 +440,16 @@ class Desk:
         for worker in workers:
             self.beat(worker, 0.0)
 
-    def beat(self, worker: str, now: float, *, incarnation: int = 1) -> list[Command]:
-        beat = Heartbeat(worker, incarnation, now, (ModelState("m", "warm"),), 0, 0, 2, False)
+    def beat(
+        self, worker: str, now: float, *, incarnation: int = 1, state: str = "warm", **more: Any
+    ) -> list[Command]:
+        beat = Heartbeat(worker, incarnation, now, (ModelState("m", state),), 0, 0, 2, False, **more)
         return list(self.node.handle(Received(beat), now))
 
-    def submit(self, name: str, now: float, *, deadline_s: float = 50.0, session: str | None = None) -> list[Command]:
-        submit = Submit("c", 1, name, 1, "m", (1,), (), 6, deadline_s, session)
+    def submit(
+        self, name: str, now: float, *, deadline_s: float = 50.0, session: str | None = None, priority: int = 0
+    ) -> list[Command]:
+        submit = Submit("c", 1, name, 1, "m", (1,), (), 6, deadline_s, session, priority)
         return list(self.node.handle(Received(submit), now))
 
     def report(self, worker: str, chunk: Chunk, now: float) -> list[Command]:
@@ -600,5 +604,92 @@ def test_a_worker_gets_no_more_than_it_has_room_for_and_the_rest_waits_for_it() 
     waiting = desk.until(1.9)
     assert dispatches(waiting) == []
     assert told(waiting) == [], "held beyond hold_s, for there will be room"
-    desk.report("w0", Chunk(first.attempt, 1, part("r1", 1, 5), finish="length"), 1.9)
-    assert [sent.attempt.request_id for _, sent in dispatches(desk.until(2.2))] == ["r2"]
+    freed = desk.report("w0", Chunk(first.attempt, 1, part("r1", 1, 5), finish="length"), 1.9)
+    assert [sent.attempt.request_id for _, sent in dispatches(freed)] == ["r2"], "at once, without polling"
+
+
+def test_those_who_wait_are_not_overtaken_but_by_a_higher_priority() -> None:
+    desk = Desk(Policy(routing=RoutingPolicy(outstanding_max=1)), workers=("w0",))
+    ((_, running),) = dispatches(desk.submit("r1", 0.0))
+    for number, priority in enumerate([0, -1, 0, 1]):
+        assert dispatches(desk.submit(f"q{number}", 0.1, priority=priority)) == []
+    assert desk.node.gauges().queue_depth == 4
+    served = []
+    for _ in range(4):
+        end = Chunk(running.attempt, 0, part(running.attempt.request_id, 0, 6), finish="length")
+        ((_, running),) = dispatches(desk.report("w0", end, 0.2))
+        served.append(running.attempt.request_id)
+    assert served == ["q3", "q0", "q2", "q1"]
+    assert desk.node.gauges().queue_depth == 0
+
+
+def test_what_other_controllers_gave_a_worker_counts_as_its_load() -> None:
+    desk = Desk()
+    desk.beat("w0", 0.1, shares=(("controller", 0), ("controller-1", 2)))
+    chosen = [worker for number in range(2) for worker, _ in dispatches(desk.submit(f"r{number}", 0.2))]
+    assert chosen == ["w1", "w1"]
+
+
+def test_a_cold_worker_is_asked_only_where_nobody_is_warm() -> None:
+    desk = Desk(Policy(routing=RoutingPolicy(outstanding_max=1)), workers=("w0",))
+    desk.beat("w1", 0.0, state="cold")
+    assert [worker for worker, _ in dispatches(desk.submit("r1", 0.1))] == ["w0"]
+    assert dispatches(desk.submit("r2", 0.1)) == [], "a warm place is free sooner than a model is loaded"
+    cold = Desk(workers=())
+    cold.beat("w1", 0.0, state="cold")
+    assert [worker for worker, _ in dispatches(cold.submit("r1", 0.1))] == ["w1"]
+
+
+def test_a_load_stops_the_clock_of_the_attempts_on_its_worker() -> None:
+    desk = Desk(workers=())
+    desk.beat("w0", 0.0, state="cold")
+    ((_, sent),) = dispatches(desk.submit("r1", 0.1))
+    for tick in range(1, 12):
+        commands = list(desk.beat("w0", tick * 0.5, state="loading")) + list(desk.node.handle(Wake(), tick * 0.5))
+        assert not [row for row in commands if isinstance(row, Record) and isinstance(row.row, AttemptRow)]
+    (chunk,) = told(desk.report("w0", Chunk(sent.attempt, 0, part("r1", 0, 6), finish="length"), 5.6))
+    assert chunk.finish == "length"
+
+
+def test_a_load_that_takes_too_long_is_a_failure() -> None:
+    desk = Desk(Policy(timeout=TimeoutPolicy(first_token_s=1.0, load_s=3.0)), workers=())
+    desk.beat("w0", 0.0, state="cold")
+    desk.submit("r1", 0.1)
+    rows = []
+    for tick in range(1, 12):
+        commands = list(desk.beat("w0", tick * 0.5, state="loading")) + list(desk.node.handle(Wake(), tick * 0.5))
+        rows += [command.row for command in commands if isinstance(command, Record)]
+    failed = [row for row in rows if isinstance(row, AttemptRow)]
+    assert [row.code for row in failed] == [Code.FIRST_TOKEN_TIMEOUT]
+    assert 3.0 <= failed[0].ended_s <= 5.0
+
+
+def test_a_worker_of_another_protocol_gets_nothing_and_is_told_of_once() -> None:
+    desk = Desk(workers=())
+    first = desk.beat("w9", 0.1, version=1)
+    assert [command.row.kind for command in first if isinstance(command, Record)] == ["worker_incompatible"]
+    assert desk.beat("w9", 0.6, version=1) == []
+    desk.submit("r1", 0.7)
+    (end,) = told(desk.until(9.0))
+    assert end.code == Code.NO_WORKERS_AVAILABLE
+
+
+def test_a_session_that_only_a_heartbeat_told_of_goes_where_its_cache_is() -> None:
+    desk = Desk()
+    desk.beat("w1", 0.1, sessions=("s",))
+    ((worker, _),) = dispatches(desk.submit("r1", 0.2, session="s"))
+    assert worker == "w1"
+
+
+def test_low_priority_is_refused_by_name_when_memory_is_short_everywhere() -> None:
+    desk = Desk()
+    for worker in ("w0", "w1"):
+        desk.beat(worker, 0.1, pressure=1)
+    assert dispatches(desk.submit("low", 0.2, priority=-1)) == []
+    assert len(dispatches(desk.submit("normal", 0.2))) == 1
+    ended: list[Chunk] = []
+    for tick in range(3, 40):
+        for worker in ("w0", "w1"):
+            desk.beat(worker, tick * 0.1, pressure=1)
+        ended += told(list(desk.node.handle(Wake(), tick * 0.1)))
+    assert [(end.attempt.request_id, end.code) for end in ended if end.code] == [("low", Code.RESOURCE_LIMIT_EXCEEDED)]

@@ -60,15 +60,20 @@ def test_a_skewed_clock_does_not_make_a_worker_dead(skew_s: float) -> None:
     assert members.members["w"].clock.to_theirs(20.0) <= 20.0 + skew_s
 
 
-@pytest.mark.parametrize(
-    ("state", "draining"), [("cold", False), ("loading", False), ("failed", False), ("warm", True)]
-)
-def test_a_worker_that_is_not_warm_or_drains_serves_nobody(state: str, draining: bool) -> None:
+@pytest.mark.parametrize(("state", "draining"), [("failed", False), ("warm", True), ("cold", True)])
+def test_a_worker_that_cannot_load_the_model_or_drains_serves_nobody(state: str, draining: bool) -> None:
     members = Membership(POLICY)
     members.heard(beat(state=state, draining=draining), 0.0)
     assert not serves(members)
     assert members.knows_model("m")
     assert not members.knows_model("other")
+
+
+def test_the_time_of_a_load_counts_from_the_first_heartbeat_that_told_of_it() -> None:
+    members = Membership(POLICY)
+    for tick, (state, since_s) in enumerate([("cold", None), ("loading", 0.5), ("loading", 0.5), ("warm", None)]):
+        members.heard(beat(state=state), tick * 0.5)
+        assert members.members["w"].loading_since_s == since_s
 
 
 def test_a_higher_incarnation_is_a_restart_and_the_old_one_is_a_ghost_from_then_on() -> None:

@@ -1,0 +1,95 @@
+"""Workforce: the workers as the controller sees them, and which of them may take a request now."""
+
+from cluster.controller.breaker import BreakerState, CircuitBreaker
+from cluster.controller.ledger import Attempt, Entry
+from cluster.controller.membership import Liveness, Membership, Warmth
+from cluster.controller.routing import Candidate, choose
+from cluster.controller.rows import breaker_change
+from cluster.node import Command
+from cluster.policy import Policy
+
+
+class Workforce:
+    """Membership, circuit breakers and open attempts per worker."""
+
+    def __init__(self, controller: str, policy: Policy) -> None:
+        self.membership = Membership(policy.membership)
+        self.breakers: dict[str, CircuitBreaker] = {}
+        self._controller = controller
+        self._policy = policy
+        self._outstanding: dict[str, int] = {}
+
+    @property
+    def outstanding(self) -> int:
+        """Attempts of ours that have not ended."""
+        return sum(self._outstanding.values())
+
+    def joined(self, worker: str) -> None:
+        """A worker was heard of."""
+        self.breakers.setdefault(worker, CircuitBreaker(self._policy.breaker))
+        self._outstanding.setdefault(worker, 0)
+
+    def load(self, worker: str) -> int:
+        """Attempts on the worker: ours as we know it, those of other controllers as it said in its last heartbeat."""
+        return self._outstanding[worker] + self.membership.members[worker].load_of_others(self._controller)
+
+    def pick(self, entry: Entry, preferred: str | None, now: float) -> tuple[str | None, list[Command]]:
+        """The worker for the next attempt of a request, None when nobody may take it now."""
+        candidates, commands = self._candidates(entry, now)
+        probe = self._due_for_probe(candidates)
+        return probe or choose(self._policy.routing, candidates, preferred, entry.submit.priority), commands
+
+    def serving(self, model: str) -> list[str]:
+        """Workers that could take a request for the model but for their load, their breaker or its own exclusions."""
+        return [worker for worker, member in self.membership.members.items() if member.serves(model)]
+
+    def has_room(self, worker: str) -> bool:
+        """Whether one more attempt would not wait for long there."""
+        return self.load(worker) < self._policy.routing.outstanding_max
+
+    def is_loading(self, attempt: Attempt, now: float) -> bool:
+        """Whether the attempt's worker has said that it loads a model, so that its silence proves nothing."""
+        member = self.membership.members[attempt.worker]
+        since_s = member.loading_since_s
+        if since_s is None or member.liveness is not Liveness.READY:
+            return False
+        return (
+            member.heartbeat.incarnation == attempt.worker_incarnation and now < since_s + self._policy.timeout.load_s
+        )
+
+    def began(self, attempt: Attempt, now: float) -> list[Command]:
+        """An attempt goes to its worker."""
+        self._outstanding[attempt.worker] += 1
+        return breaker_change(attempt.worker, self.breakers[attempt.worker].dispatched(attempt.id), now)
+
+    def ended(self, attempt: Attempt) -> None:
+        """An attempt has ended, in whatever way."""
+        self._outstanding[attempt.worker] -= 1
+
+    def _candidates(self, entry: Entry, now: float) -> tuple[list[Candidate], list[Command]]:
+        """Who may take it: alive, not asked in vain before, with room, let through by the breaker.
+
+        A worker that would have to load the model first is a candidate only where nobody has it in memory: a load
+        stops all streams of that worker, and a place in a warm batch is free sooner.
+        """
+        model = entry.submit.model
+        serving = [worker for worker in self.serving(model) if worker not in entry.excluded]
+        members = self.membership.members
+        if any(members[worker].warmth[model] is Warmth.WARM for worker in serving):
+            serving = [worker for worker in serving if members[worker].warmth[model] is Warmth.WARM]
+        candidates: list[Candidate] = []
+        commands: list[Command] = []
+        for worker in serving:
+            breaker, member = self.breakers[worker], members[worker]
+            commands += breaker_change(worker, breaker.ripen(now), now)
+            if breaker.allows() and self.has_room(worker):
+                pressure = member.heartbeat.pressure
+                candidates.append(Candidate(worker, self.load(worker), member.warmth[model], pressure))
+        return candidates, commands
+
+    def _due_for_probe(self, candidates: list[Candidate]) -> str | None:
+        """A half-open worker goes first: where every session has found another home, it would never be tried."""
+        for candidate in candidates:
+            if self.breakers[candidate.worker].state is BreakerState.HALF_OPEN:
+                return candidate.worker
+        return None
