@@ -237,7 +237,7 @@ def _target_role(history: History) -> str | None:
         return None
     if all(name.startswith("client-") for name in targets):
         return "client"
-    return "controller" if "controller" in targets else "worker"
+    return "controller" if any(name.split("-")[0] == "controller" for name in targets) else "worker"
 
 
 def _self_checks(history: History) -> list[CriterionResult]:

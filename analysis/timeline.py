@@ -1,4 +1,7 @@
-"""The states of workers and of their breakers over time, as the controller in office saw them."""
+"""The states of workers and of their breakers over time, as the controllers in office saw them.
+
+Where controllers differ, the worst of what they believe counts: a worker is only as good as for all of them.
+"""
 
 import pandas as pd
 
@@ -8,6 +11,7 @@ MEMBERSHIP_STATES = {
     "worker_suspected": "suspected",
     "worker_dead": "dead",
 }
+_WORST_FIRST = ("dead", "suspected", "unknown", "joined", "ready", "open", "half_open", "closed")
 BREAKER_STATES = {"breaker_opened": "open", "breaker_half_open": "half_open", "breaker_closed": "closed"}
 
 
@@ -36,13 +40,21 @@ def _changes(events: pd.DataFrame, states: dict[str, str], at_start: str) -> pd.
     started = events[(events["kind"] == "node_started") & events["node"].isin(controllers(events))]
     told = pd.concat([started, events[events["kind"].isin(states)]])
     told = told.sort_values(["time_s", "incarnation", "sequence"], kind="stable")
-    known: dict[str, None] = {}
+    beliefs: dict[str, dict[str, str]] = {}
     lines: list[tuple[float, str, str]] = []
-    for time_s, kind, subject in zip(told["time_s"], told["kind"], told["subject"], strict=True):
+
+    def note(time_s: float, controller: str, worker: str, state: str) -> None:
+        of_worker = beliefs.setdefault(worker, {})
+        of_worker[controller] = state
+        lines.append((time_s, worker, min(of_worker.values(), key=_WORST_FIRST.index)))
+
+    for time_s, controller, kind, subject in zip(
+        told["time_s"], told["node"], told["kind"], told["subject"], strict=True
+    ):
         if kind == "node_started":
             # A new controller knows nothing of what the one before it believed.
-            lines.extend((time_s, worker, at_start) for worker in known)
+            for worker in list(beliefs):
+                note(time_s, controller, worker, at_start)
         else:
-            known[subject] = None
-            lines.append((time_s, subject, states[kind]))
+            note(time_s, controller, subject, states[kind])
     return pd.DataFrame(lines, columns=["time_s", "worker", "state"])

@@ -9,6 +9,7 @@ from chaos.keeper import heal_log
 from chaos.undo import (
     DisabledEntry,
     Entry,
+    FrozenEntry,
     ProcessEntry,
     ProxyEntry,
     ToxicEntry,
@@ -61,6 +62,9 @@ def _describe(entry: Entry) -> str:
     match entry:
         case ProcessEntry():
             state = "runs" if is_alive(entry.pid, entry.created_s) else "has ended"
+            return f"process {entry.name} (pid {entry.pid}): {state}"
+        case FrozenEntry():
+            state = "frozen, to go on" if is_alive(entry.pid, entry.created_s) else "has ended"
             return f"process {entry.name} (pid {entry.pid}): {state}"
         case ToxicEntry():
             return f"toxic {entry.toxic} on proxy {entry.proxy} at {entry.api_url}"

@@ -24,6 +24,7 @@ RUN_MARK = "MLX_CHAOS_RUN"
 TERM_S = 1.0
 """How long a process may take to end by itself before it is killed."""
 _KILL_S = 2.0
+_THAW_S = 1.0
 _LOG_BYTES_MAX = 16 * 2**20
 _PROXIES_AT_ONCE = 8
 _CLOCK_SLACK_S = 1.0
@@ -75,7 +76,15 @@ class ProcessEntry(_Entry, frozen=True, tag="process", kw_only=True):
     group: bool = False
 
 
-Entry = ToxicEntry | DisabledEntry | ProxyEntry | ProcessEntry
+class FrozenEntry(_Entry, frozen=True, tag="frozen", kw_only=True):
+    """A process that a fault stops with a signal: to go on. pid and created_s as in ProcessEntry."""
+
+    pid: int
+    created_s: float
+    name: str
+
+
+Entry = ToxicEntry | DisabledEntry | ProxyEntry | ProcessEntry | FrozenEntry
 
 
 class Runner(msgspec.Struct, frozen=True, tag_field="undo", tag="runner"):
@@ -98,7 +107,7 @@ class HealResult(msgspec.Struct, frozen=True):
     text: str
 
 
-_line_decoder = msgspec.json.Decoder(Runner | _Done | ToxicEntry | DisabledEntry | ProxyEntry | ProcessEntry)
+_line_decoder = msgspec.json.Decoder(Runner | _Done | Entry)
 
 
 def undo_directory() -> Path:
@@ -258,15 +267,17 @@ def heal_entry(entry: Entry) -> HealResult:
 def heal_all(entries: Iterable[Entry]) -> list[HealResult]:
     """Undo everything, going on after an error. Results come in the order of the work.
 
-    Processes go first and together (`TERM_S` for all of them), then everything else: newest first on each proxy,
-    different proxies side by side, because a proxy can keep its caller waiting for seconds. A proxy of ours is
-    deleted before anything else on it: its toxics go with it, without flushing what they hold for dead clients.
+    Frozen processes go first, so that they can end when they are asked to. Then processes, together (`TERM_S` for all
+    of them), then everything else: newest first on each proxy, different proxies side by side, because a proxy can
+    keep its caller waiting for seconds. A proxy of ours is deleted before anything else on it: its toxics go with it,
+    without flushing what they hold for dead clients.
     """
     newest_first = list(entries)[::-1]
-    results = _end_processes([entry for entry in newest_first if isinstance(entry, ProcessEntry)])
+    results = [_thaw(entry) for entry in newest_first if isinstance(entry, FrozenEntry)]
+    results += _end_processes([entry for entry in newest_first if isinstance(entry, ProcessEntry)])
     proxies: dict[tuple[str, str], list[ToxicEntry | DisabledEntry | ProxyEntry]] = {}
     for entry in newest_first:
-        if not isinstance(entry, ProcessEntry):
+        if not isinstance(entry, ProcessEntry | FrozenEntry):
             proxies.setdefault((entry.api_url, entry.proxy), []).append(entry)
     for group in proxies.values():
         group.sort(key=lambda entry: not isinstance(entry, ProxyEntry))
@@ -300,6 +311,25 @@ def _heal_on_proxy(entry: ToxicEntry | DisabledEntry | ProxyEntry) -> HealResult
     except ToxiproxyError as error:
         return HealResult(entry, False, f"{where}: not healed: {error}")
     return HealResult(entry, True, text)
+
+
+def _thaw(entry: FrozenEntry) -> HealResult:
+    where = f"process {entry.name} (pid {entry.pid})"
+    try:
+        process = _find(entry.pid, entry.created_s)
+        if process is None:
+            return HealResult(entry, True, f"{where}: had ended already")
+        process.resume()
+        ends_s = time.monotonic() + _THAW_S
+        while process.status() == psutil.STATUS_STOPPED:
+            if time.monotonic() >= ends_s:
+                return HealResult(entry, False, f"{where}: still frozen")
+            time.sleep(0.02)
+    except psutil.NoSuchProcess:
+        return HealResult(entry, True, f"{where}: has ended")
+    except (psutil.Error, OSError) as error:
+        return HealResult(entry, False, f"{where}: left frozen: {' '.join(str(error).split())}")
+    return HealResult(entry, True, f"{where}: goes on")
 
 
 def _find(pid: int, created_s: float) -> psutil.Process | None:

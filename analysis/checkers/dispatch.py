@@ -18,16 +18,14 @@ from analysis.verdict import InvariantResult, Outcome, Violation
 
 NUMBER = 6
 NAME = "work only for ready workers, and no healthy worker declared dead"
-# A fault of one of these is felt by every worker.
-_SHARED = frozenset({"controller", "broker"})
 
 
 def check(history: History) -> InvariantResult:
     """Dispatches are judged against the events of the very controller that made them, in its own clock.
 
-    A death is explained by a fault of the worker, the controller or the broker that was on, or was healed no longer
-    ago than the recovery limit, in the `dead_after_s` of silence before it. A stall of the host in that silence makes
-    the result invalid: nobody can say then whether the worker was heard.
+    A death is explained by a fault of the worker, the broker, or the controller that declared it, that was on, or was
+    healed no longer ago than the recovery limit, in the `dead_after_s` of silence before it. A stall of the host in
+    that silence makes the result invalid: nobody can say then whether the worker was heard.
     """
     deaths = _unexplained_deaths(history)
     stalled = _stalled(history, deaths)
@@ -76,14 +74,14 @@ def _unexplained_deaths(history: History) -> pd.DataFrame:
     stopped = events[events["kind"] == "node_stopped"].groupby("node")["time_s"].min()
     windows = fault_windows(history)
 
-    def explained(worker: str, time_s: float) -> bool:
+    def explained(worker: str, controller: str, time_s: float) -> bool:
         return stopped.get(worker, float("inf")) <= time_s or any(
-            (worker in window.targets or not _SHARED.isdisjoint(window.targets))
+            not {worker, controller, "broker"}.isdisjoint(window.targets)
             and window.overlaps(time_s - silence_s, time_s, limit_s)
             for window in windows
         )
 
-    known = [explained(worker, time_s) for worker, time_s in zip(deaths["subject"], deaths["time_s"], strict=True)]
+    known = [explained(*death) for death in zip(deaths["subject"], deaths["node"], deaths["time_s"], strict=True)]
     return deaths[[not fine for fine in known]]
 
 

@@ -20,13 +20,14 @@ from analysis.schema import Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
+from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import HandleError, InfrastructureError, snapshot
 from cluster.engine.blas import Blas, find_blas, preload_environment
 from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
-from cluster.live.actors import NodeActor, agent_actor, node_actor
+from cluster.live.actors import NodeActor, node_actor
 from cluster.live.host import NodeLook, NodeSpec
 from cluster.live.nats import LinkFacts
 from cluster.protocol import Token
@@ -39,10 +40,6 @@ from workloads.watch import Standing, total
 
 _log = logging.getLogger(__name__)
 _LEAD_S = 0.5
-_CALL_S = 5.0
-_STOP_S = 5.0
-_LINK_S = 10.0
-_AGENT = "host-0"
 
 
 class LiveWorld:
@@ -71,8 +68,8 @@ class LiveWorld:
             experiment.cluster.broker_port,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._actors: dict[str, Any] = {}
-        self._agent: Any = None
+        self._processes = Processes(self._new_actor)
+        self._handles: dict[str, ActorProcess] = {}
         self._links: dict[str, ProxiedLink] = {}
         self._blas: Blas = find_blas()
         self._blockers: list[asyncio.Future[Any]] = []
@@ -153,13 +150,23 @@ class LiveWorld:
             assert servers.undo is not None
 
             async def ask() -> tuple[LinkFacts, bool]:
-                found: tuple[LinkFacts, bool] = await self._call(node, "link")
+                found: tuple[LinkFacts, bool] = await self._processes.call(node, "link")
                 return found
 
             self._links[node] = ProxiedLink(
                 servers.toxiproxy, servers.proxies[node], servers.undo, servers.broker, node, ask
             )
         return self._links[node]
+
+    def process(self, node: str) -> ActorProcess:
+        """See World. Raises HandleError for a client: the load is not to be hurt, it judges."""
+        if node.startswith("client-"):
+            raise HandleError(f"{node}: a client's process has no handle")
+        if node not in self._handles:
+            undo = self._servers.undo
+            assert undo is not None
+            self._handles[node] = ActorProcess(node, self._processes, undo, self._record_processes)
+        return self._handles[node]
 
     async def vocabulary(self) -> TokenizerVocabulary:
         """See World."""
@@ -178,10 +185,10 @@ class LiveWorld:
         active = [(client, share) for client, share in shares if share]
         for number, (client, share) in enumerate(active):
             part = prompts[number :: len(active)]
-            await self._call(client, "closed_loop", part, share, start_s, start_s + plan.duration_s)
+            await self._processes.call(client, "closed_loop", part, share, start_s, start_s + plan.duration_s)
         await asyncio.sleep(start_s + plan.duration_s - time.monotonic())
         await self.finish_load(2 * self._experiment.policy.client.deadline_s)
-        found = await asyncio.gather(*(self._call(client, "completions") for client, _ in active))
+        found = await asyncio.gather(*(self._processes.call(client, "completions") for client, _ in active))
         return [completion for part in found for completion in part]
 
     async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
@@ -189,7 +196,7 @@ class LiveWorld:
         clients = self._clients()
         self.origin_s = time.monotonic() + _LEAD_S
         for client, part in zip(clients, split(schedule, len(clients)), strict=True):
-            await self._call(client, "open_loop", part, self.origin_s)
+            await self._processes.call(client, "open_loop", part, self.origin_s)
 
     async def finish_load(self, limit_s: float) -> bool:
         """See World."""
@@ -248,12 +255,7 @@ class LiveWorld:
         self._stopping = True
         # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
         await asyncio.gather(*self._blockers, return_exceptions=True)
-        actors = [*self._actors.values(), *([self._agent] if self._agent is not None else [])]
-        stops = [actor.stop.remote() for actor in actors]
-        if stops:
-            with contextlib.suppress(RayError, TimeoutError):
-                await asyncio.to_thread(ray.wait, stops, num_returns=len(stops), timeout=_STOP_S)
-        self._actors.clear()
+        await self._processes.stop()
         if ray.is_initialized():
             await asyncio.to_thread(ray.shutdown)
         for line in await asyncio.to_thread(self._servers.stop):
@@ -284,19 +286,13 @@ class LiveWorld:
             raise InfrastructureError(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
 
     async def _start_actors(self) -> None:
-        """Make every actor, then start its node; their imports run side by side."""
+        limit_s = self._experiment.cluster.start_limit_s
         try:
-            self._agent = agent_actor(_AGENT, str(self._raw))
-            for node in self._nodes:
-                self._actors[node] = self._new_actor(node)
-            limit_s = self._experiment.cluster.start_limit_s
-            starts = [actor.start.remote(_LINK_S) for actor in self._actors.values()]
-            pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
-            await self._agent.watch.remote(pids)
+            await self._processes.start(self._nodes, str(self._raw), limit_s)
         except TimeoutError:
             raise InfrastructureError(f"the nodes did not start within cluster.start_limit_s = {limit_s:g} s") from None
         except RayError as error:
-            raise InfrastructureError(f"a node did not start: {_cause(error)}") from error
+            raise InfrastructureError(f"a node did not start: {cause(error)}") from error
 
     def _new_actor(self, node: str) -> Any:
         role, cluster = node.split("-")[0], self._experiment.cluster
@@ -337,24 +333,16 @@ class LiveWorld:
 
     async def _looks(self) -> dict[str, NodeLook]:
         """Every node that answers in time."""
-        nodes = [node for node in self._nodes if not node.startswith("client-")]
-        found = await asyncio.gather(*(self._call(node, "look") for node in nodes), return_exceptions=True)
+        nodes = self._processes.present([node for node in self._nodes if not node.startswith("client-")])
+        found = await asyncio.gather(*(self._processes.call(node, "look") for node in nodes), return_exceptions=True)
         return {node: look for node, look in zip(nodes, found, strict=True) if isinstance(look, NodeLook)}
 
     async def _standings(self) -> list[tuple[Standing, bool]]:
-        now = time.monotonic()
-        return list(await asyncio.gather(*(self._call(client, "standing", now) for client in self._clients())))
+        now, call = time.monotonic(), self._processes.call
+        return list(await asyncio.gather(*(call(client, "standing", now) for client in self._clients())))
 
     def _clients(self) -> list[str]:
         return [node for node in self._nodes if node.startswith("client-")]
-
-    async def _call(self, node: str, method: str, *arguments: Any) -> Any:
-        try:
-            return await asyncio.wait_for(getattr(self._actors[node], method).remote(*arguments), _CALL_S)
-        except TimeoutError:
-            raise HandleError(f"{node}: no answer to {method} within {_CALL_S:g} s") from None
-        except RayError as error:
-            raise HandleError(f"{node}: {_cause(error)}") from error
 
     def _record_processes(self) -> None:
         """Everything that Ray has started under us goes into the undo log, so that the keeper can end it."""
@@ -367,9 +355,3 @@ class LiveWorld:
                 if process.pid not in self._recorded and not ours:
                     undo.add(ProcessEntry(pid=process.pid, created_s=process.create_time(), name=process.name()))
                     self._recorded.add(process.pid)
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what Ray wraps around an actor's exception: the exception itself."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

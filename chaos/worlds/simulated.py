@@ -9,7 +9,7 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.worlds.world import Cut, InfrastructureError, LinkState, snapshot
+from chaos.worlds.world import Cut, HandleError, InfrastructureError, LinkState, Process, snapshot
 from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
@@ -142,6 +142,10 @@ class SimulatedWorld:
     def link(self, node: str) -> SimulatedLink:
         """See World."""
         return SimulatedLink(self._kernel, self._cluster.nodes[node].link)
+
+    def process(self, node: str) -> Process:
+        """See World."""
+        raise HandleError(f"{node}: processes of the simulated world have no handle")
 
     async def vocabulary(self) -> ByteVocabulary:
         """See World."""

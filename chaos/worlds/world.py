@@ -92,6 +92,28 @@ class Link(Protocol):
         """Ask both ends about the present connection, or about connection `cid` at the broker's end."""
 
 
+class Process(Protocol):
+    """The handle of the process of a worker or a controller. Every method may raise HandleError."""
+
+    async def kill(self) -> None:
+        """End it at once; it says nothing to anybody. It stays away until `restart`."""
+
+    async def freeze(self, ttl_s: float) -> None:
+        """Stop it where it stands, its connections open. It goes on by itself after `ttl_s` if nobody thaws it."""
+
+    async def thaw(self) -> None:
+        """Let a frozen one go on. Harmless when it was not frozen."""
+
+    async def drain(self, limit_s: float) -> bool:
+        """Let a worker take nothing new and finish what it has; whether it had within `limit_s`."""
+
+    async def restart(self) -> None:
+        """A new incarnation in place of this one, which ends in an orderly way if it can. Returns with a link."""
+
+    async def alive(self) -> bool:
+        """Whether it runs; what is frozen does not."""
+
+
 class Job(Protocol):
     """A coroutine that runs beside the caller."""
 
@@ -131,6 +153,9 @@ class World(Protocol):
 
     def link(self, node: str) -> Link:
         """The link of a node."""
+
+    def process(self, node: str) -> Process:
+        """The process of a worker or a controller."""
 
     async def vocabulary(self) -> PromptVocabulary:
         """How prompts are made for the model that the cluster serves."""

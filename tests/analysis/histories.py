@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.history import History, RunInfo
-from analysis.schema import AttemptRow, EventRow, FaultRow, NodeRow, RequestRow, Row, Segment
+from analysis.schema import AttemptRow, EventRow, FaultRow, Gauges, NodeRow, RequestRow, Row, Segment
 from analysis.tables import REFERENCES_SCHEMA, SCHEDULE_SCHEMA, SCHEMAS, to_batch
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
@@ -277,4 +277,4 @@ def sample(node: str, time_s: float, **fields: Any) -> NodeRow:
         "subscriptions": 1,
         "loop_lag_s": 0.0,
     }
-    return NodeRow(time_s=time_s, **(values | fields))
+    return NodeRow(time_s=time_s, **(msgspec.structs.asdict(Gauges()) | values | fields))

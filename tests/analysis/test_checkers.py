@@ -192,6 +192,20 @@ def healthy_declared_dead(run: Run) -> None:
     run.event("controller", 4.002, "worker_ready", "worker-1")
 
 
+def declared_dead_beside_a_faulty_controller(run: Run) -> None:
+    """The fault of another controller is no excuse for this one."""
+    run.change(run.find("faults")[0], targets=["controller-1", "worker-0"], injected_s=3.0)
+    healthy_declared_dead(run)
+
+
+def one_controller_of_two_distrusts(run: Run) -> None:
+    run.add("controller-1", EventRow(-3.0, "node_started", "controller-1"))
+    for worker in ("worker-0", "worker-1", "worker-2"):
+        run.add("controller-1", EventRow(-2.0, "worker_ready", worker))
+    run.add("controller-1", EventRow(14.0, "worker_suspected", "worker-2"))
+    run.event("controller", 14.1, "worker_ready", "worker-2")
+
+
 def never_recovered(run: Run) -> None:
     run.rows["attempts"] = [
         entry
@@ -231,6 +245,11 @@ def bound_exceeded(run: Run) -> None:
 
 def subscribed_twice(run: Run) -> None:
     run.add("worker-1", sample("worker-1", 5.1, subscriptions=2))
+
+
+def controller_subscribed_twice(run: Run) -> None:
+    run.add("controller", sample("controller", 5.0, subscriptions=3))
+    run.add("controller", sample("controller", 5.1, subscriptions=4))
 
 
 def left_over(run: Run) -> None:
@@ -281,6 +300,8 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (dispatch_to_dead, {4, 6}, "had given it to another worker|r167 was sent to worker-0, which was suspected"),
     (dispatch_to_stranger, {4, 6}, "had given it to another worker|r30 was sent to worker-9, which was not yet ready"),
     (healthy_declared_dead, {6}, "worker-1 was declared dead while no fault touched it"),
+    (declared_dead_beside_a_faulty_controller, {6}, "worker-1 was declared dead while no fault touched it"),
+    (one_controller_of_two_distrusts, {7}, "worker worker-2 is suspected 6.0 s after the heal"),
     (never_recovered, {7}, "worker worker-0 is dead 6.0 s after the heal"),
     (breaker_stays_open, {7}, "breaker of worker-0 is half_open"),
     (relapse, {7}, "breaker of worker-2 is open 12.0 s after the heal"),
@@ -288,6 +309,7 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (worker_never_came, {7}, "only 3 of 4 workers ever joined"),
     (bound_exceeded, {8}, "active of worker-1 is 9, its bound is 8"),
     (subscribed_twice, {8}, "worker-1 has 2 subscriptions, its bound is 1"),
+    (controller_subscribed_twice, {8}, "controller has 4 subscriptions, its bound is 3"),
     (left_over, {8}, "open_requests of controller is still 1"),
     (unexplained_error, {9}, "r150 ended with ENGINE_ERROR, which no fault explains"),
     (error_before_fault, {9}, "r50 ended with FIRST_TOKEN_TIMEOUT"),

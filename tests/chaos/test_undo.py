@@ -11,6 +11,7 @@ import pytest
 from chaos import heal
 from chaos.undo import (
     DisabledEntry,
+    FrozenEntry,
     ProcessEntry,
     ProxyEntry,
     ToxicEntry,
@@ -47,6 +48,45 @@ def _entry(process: subprocess.Popen[bytes], *, group: bool = False) -> ProcessE
 
 SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+
+
+def _frozen(process: subprocess.Popen[bytes], **changes: float) -> FrozenEntry:
+    created_s = psutil.Process(process.pid).create_time()
+    return FrozenEntry(pid=process.pid, created_s=created_s + changes.get("later_s", 0.0), name="sleeper")
+
+
+def _freeze(process: subprocess.Popen[bytes]) -> psutil.Process:
+    process.send_signal(signal.SIGSTOP)
+    seen = psutil.Process(process.pid)
+    ends_s = time.monotonic() + 5
+    while seen.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
+    return seen
+
+
+def test_a_frozen_process_goes_on_and_so_does_none_that_is_another() -> None:
+    process = _start(SLEEP)
+    try:
+        seen = _freeze(process)
+        assert heal_entry(_frozen(process, later_s=60.0)).healed, "another process has that number now"
+        assert seen.status() == psutil.STATUS_STOPPED
+        result = heal_entry(_frozen(process))
+        assert (result.healed, "goes on" in result.text) == (True, True)
+        assert seen.status() != psutil.STATUS_STOPPED
+        assert heal_entry(_frozen(process)).healed, "twice is as good as once"
+    finally:
+        process.kill()
+        process.wait()
+    assert heal_entry(FrozenEntry(pid=process.pid, created_s=time.time(), name="sleeper")).healed
+
+
+def test_a_frozen_process_is_woken_before_it_is_asked_to_end() -> None:
+    process = _start(SLEEP)
+    _freeze(process)
+    results = heal_all([_entry(process), _frozen(process)])
+    assert [(type(each.entry), each.healed) for each in results] == [(FrozenEntry, True), (ProcessEntry, True)]
+    assert process.wait(5) == -signal.SIGTERM
 
 
 def test_entries_are_on_disk_before_add_returns_and_until_done() -> None:

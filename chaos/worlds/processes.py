@@ -1,0 +1,196 @@
+"""The nodes of a live world as Ray actors, each in a process of its own that can be killed, frozen and replaced."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError
+
+from chaos.undo import FrozenEntry, UndoError, UndoLog
+from chaos.worlds.world import HandleError
+from cluster.live.actors import agent_actor
+
+CALL_S = 5.0
+_LINK_S = 10.0
+_STOP_S = 5.0
+_SIGNAL_S = 2.0
+_POLL_S = 0.02
+_AGENT = "host-0"
+
+
+class Processes:
+    """The actors by node. What a fault has taken away is known here, so that nobody waits for its answer."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        """make: a new actor for a node's name, not started yet."""
+        self._make = make
+        self._actors: dict[str, Any] = {}
+        self._pids: dict[str, int] = {}
+        self._agent: Any = None
+        self._away: set[str] = set()
+
+    async def start(self, nodes: Sequence[str], raw: str, limit_s: float) -> None:
+        """Make every actor, then start its node; their imports run side by side. Raises TimeoutError and RayError."""
+        self._agent = agent_actor(_AGENT, raw)
+        for node in nodes:
+            self._actors[node] = self._make(node)
+        starts = [self._actors[node].start.remote(_LINK_S) for node in nodes]
+        _, *pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
+        self._pids = dict(zip(nodes, pids, strict=True))
+        await self._watch()
+
+    def present(self, nodes: Sequence[str]) -> list[str]:
+        """Those that nobody has killed or frozen."""
+        return [node for node in nodes if node not in self._away]
+
+    def actor(self, node: str) -> Any:
+        """The present actor of a node."""
+        return self._actors[node]
+
+    async def call(self, node: str, method: str, *arguments: Any, limit_s: float = CALL_S) -> Any:
+        """What a method of the node's actor returns. Raises HandleError."""
+        try:
+            return await asyncio.wait_for(getattr(self._actors[node], method).remote(*arguments), limit_s)
+        except TimeoutError:
+            raise HandleError(f"{node}: no answer to {method} within {limit_s:g} s") from None
+        except RayError as error:
+            raise HandleError(f"{node}: {cause(error)}") from error
+
+    async def signal(self, node: str, name: str, reached: Callable[[int], bool]) -> None:
+        """Send a signal to the node's process and wait until `reached` says of its pid that it has acted."""
+        pid = self._pids[node]
+        try:
+            there = await asyncio.wait_for(self._agent.send_signal.remote(pid, name), CALL_S)
+        except (TimeoutError, RayError) as error:
+            raise HandleError(f"{node}: the host's agent sends no {name}: {cause(error)}") from error
+        if not there and not reached(pid):
+            raise HandleError(f"{node}: its process {pid} is gone, {name} reaches nobody")
+        end_s = time.monotonic() + _SIGNAL_S
+        while not reached(pid):
+            if time.monotonic() > end_s:
+                raise HandleError(f"{node}: its process {pid} has not acted on {name} within {_SIGNAL_S:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    def pid(self, node: str) -> int:
+        """Of the node's present process."""
+        return self._pids[node]
+
+    def took_away(self, node: str) -> None:
+        """The node answers nobody until `came_back`."""
+        self._away.add(node)
+
+    def came_back(self, node: str) -> None:
+        """See took_away."""
+        self._away.discard(node)
+
+    async def replace(self, node: str) -> None:
+        """A new actor in place of the old one, which is stopped if it still answers. Raises HandleError."""
+        old = self._actors[node]
+        if node not in self._away:
+            with contextlib.suppress(HandleError):
+                await self.call(node, "stop", limit_s=_STOP_S)
+        if status(self._pids[node]) == psutil.STATUS_STOPPED:
+            # Ray asks a process to end, and this one does not hear it.
+            await self.signal(node, "SIGKILL", lambda pid: status(pid) is None)
+        ray.kill(old)
+        self._actors[node] = self._make(node)
+        # Imports take seconds on a busy host, and nothing of ours ends them.
+        self._pids[node] = await self.call(node, "start", _LINK_S, limit_s=60.0)
+        self._away.discard(node)
+        await self._watch()
+
+    async def stop(self) -> None:
+        """Let every node end in an orderly way, at most `_STOP_S` seconds."""
+        actors = [self._actors[node] for node in self.present(list(self._actors))]
+        if self._agent is not None:
+            actors.append(self._agent)
+        stops = [actor.stop.remote() for actor in actors]
+        if stops:
+            with contextlib.suppress(RayError, TimeoutError):
+                await asyncio.to_thread(ray.wait, stops, num_returns=len(stops), timeout=_STOP_S)
+        self._actors.clear()
+
+    async def _watch(self) -> None:
+        with contextlib.suppress(RayError):
+            await self._agent.watch.remote(list(self._pids.values()))
+
+
+class ActorProcess:
+    """See chaos.worlds.world.Process."""
+
+    def __init__(self, node: str, processes: Processes, undo: UndoLog, started: Callable[[], None]) -> None:
+        """started: told of every new process, so that it can be written down for its end."""
+        self._node = node
+        self._processes = processes
+        self._undo = undo
+        self._started = started
+        self._frozen: str | None = None
+
+    async def kill(self) -> None:
+        """See Process."""
+        self._processes.took_away(self._node)
+        await self._processes.signal(self._node, "SIGKILL", lambda pid: status(pid) is None)
+
+    async def freeze(self, ttl_s: float) -> None:
+        """See Process. When the undo log cannot be written, nothing is frozen."""
+        pid = self._processes.pid(self._node)
+        try:
+            entry = FrozenEntry(
+                pid=pid,
+                created_s=psutil.Process(pid).create_time(),
+                name=self._node,
+                expires_unix_s=time.time() + ttl_s,
+            )
+            self._frozen = self._undo.add(entry)
+        except (UndoError, psutil.Error) as error:
+            raise HandleError(f"{self._node}: {error}") from error
+        self._processes.took_away(self._node)
+        await self._processes.signal(self._node, "SIGSTOP", lambda pid: status(pid) == psutil.STATUS_STOPPED)
+
+    async def thaw(self) -> None:
+        """See Process."""
+        await self._processes.signal(self._node, "SIGCONT", lambda pid: status(pid) != psutil.STATUS_STOPPED)
+        self._processes.came_back(self._node)
+        self._undone()
+
+    async def drain(self, limit_s: float) -> bool:
+        """See Process."""
+        empty: bool = await self._processes.call(self._node, "drain", limit_s, limit_s=limit_s + CALL_S)
+        return empty
+
+    async def restart(self) -> None:
+        """See Process."""
+        await self._processes.replace(self._node)
+        self._undone()
+        await asyncio.to_thread(self._started)
+
+    async def alive(self) -> bool:
+        """See Process."""
+        return status(self._processes.pid(self._node)) not in (None, psutil.STATUS_STOPPED)
+
+    def _undone(self) -> None:
+        if self._frozen is not None:
+            try:
+                self._undo.done(self._frozen)
+            except UndoError as error:
+                raise HandleError(f"{self._node}: {error}") from error
+            self._frozen = None
+
+
+def status(pid: int) -> str | None:
+    """What the system says of a process; None when it has ended."""
+    try:
+        said = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return None
+    return None if said == psutil.STATUS_ZOMBIE else said
+
+
+def cause(error: BaseException) -> str:
+    """The last line of what Ray wraps around an actor's exception: the exception itself."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
