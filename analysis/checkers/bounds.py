@@ -21,7 +21,8 @@ _BOUNDS = {
 # One for a node's own inbox; a controller also hears what is for all controllers, and its share of what is for any.
 # Every further one is a message that it handles twice, or a leak.
 _SUBSCRIPTIONS_MAX = {"client": 1, "controller": 3, "worker": 1}
-_BASED = ("queue_depth", "active", "open_requests")
+# Kept caches and the weights stay, and so do remembered sessions.
+_BASED = ("queue_depth", "active", "open_requests", "kv_bytes")
 
 
 def check(history: History) -> InvariantResult:

@@ -12,7 +12,7 @@ from analysis import checkers
 from analysis.checkers import CHECKERS, run_checkers
 from analysis.facts import CannotJudge
 from analysis.history import History
-from analysis.schema import EventRow, Segment
+from analysis.schema import EventRow, Gauges, Segment
 from analysis.verdict import InvariantResult, Outcome
 from tests.analysis.histories import HEALED_S, MAX_TOKENS, READY_AGAIN_S, RUN_END_S, WORKERS, Run, clean_run, sample
 
@@ -252,6 +252,10 @@ def controller_subscribed_twice(run: Run) -> None:
     run.add("controller", sample("controller", 5.1, subscriptions=4))
 
 
+def reservation_left_over(run: Run) -> None:
+    run.add("worker-1", sample("worker-1", RUN_END_S + 0.6, kv_bytes=4096))
+
+
 def left_over(run: Run) -> None:
     run.add("controller", sample("controller", RUN_END_S + 0.6, open_requests=1))
 
@@ -311,6 +315,7 @@ BROKEN: list[tuple[Callable[[Run], None], set[int], str]] = [
     (subscribed_twice, {8}, "worker-1 has 2 subscriptions, its bound is 1"),
     (controller_subscribed_twice, {8}, "controller has 4 subscriptions, its bound is 3"),
     (left_over, {8}, "open_requests of controller is still 1"),
+    (reservation_left_over, {8}, "kv_bytes of worker-1 is still 4096"),
     (unexplained_error, {9}, "r150 ended with ENGINE_ERROR, which no fault explains"),
     (error_before_fault, {9}, "r50 ended with FIRST_TOKEN_TIMEOUT"),
     (hopeless_retry, {9}, "r30 was retried and can never succeed"),
@@ -329,6 +334,33 @@ def test_a_broken_history_is_rejected(breaks: Callable[[Run], None], numbers: se
     explained = " / ".join(result.explanation for result in results.values())
     for part in text.split("|"):
         assert part in explained
+
+
+GAUGES = ["queue", "active", "open_requests", "kv_bytes", "cache_bytes", "memory_bytes", "sessions"]
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_every_level_with_a_bound_is_held_to_it(gauge: str) -> None:
+    level, bound = "queue_depth" if gauge == "queue" else gauge, f"{gauge}_max"
+    run = fresh()
+    run.add("worker-1", sample("worker-1", 5.1, **{level: 9, bound: 9}))
+    run.add("worker-2", sample("worker-2", 5.1, **{level: 9, bound: -1}))
+    assert not rejected(run)
+    run.add("worker-1", sample("worker-1", 5.2, **{level: 10, bound: 9}))
+    results = rejected(run)
+    assert set(results) == {8}
+    assert f"{level} of worker-1 is 10, its bound is 9" in results[8].explanation
+
+
+def test_every_gauge_with_a_bound_is_among_them() -> None:
+    fields = set(Gauges.__struct_fields__)
+    assert {name for name in fields if name.endswith("_max")} == {f"{gauge}_max" for gauge in GAUGES}
+
+
+def test_kept_caches_weights_and_remembered_sessions_may_stay_after_the_load() -> None:
+    run = fresh()
+    run.add("worker-1", sample("worker-1", RUN_END_S + 0.6, cache_bytes=7, memory_bytes=9, sessions=3))
+    assert not rejected(run)
 
 
 def test_errors_are_explained_until_the_recovery_limit_after_the_heal() -> None:
