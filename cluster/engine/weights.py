@@ -1,4 +1,4 @@
-"""Where models come from: `tiny`, a directory in mlx-lm's format, or a hub id."""
+"""Where models come from: `tiny`, `smollm2-135m`, a directory in mlx-lm's format, or a hub id."""
 
 import functools
 import hashlib
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from cluster.engine.tokenizer import AddedToken, byte_level, byte_level_bpe
+
 TINY_VERSION = 1
 """Raised whenever anything below changes what `tiny` computes: caches are keyed by it."""
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_VERSION = 1
+"""Raised whenever the conversion writes other files: an older one in the cache is then not taken for it."""
 
 _SEED = 2
 _LAYERS = 4
@@ -35,11 +42,15 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class ModelUnavailable(Exception):
     """A model cannot be had. The message is one line."""
+
+
+class UnknownModel(ModelUnavailable):
+    """The name is none of a model: whoever gave it has to give another one."""
 
 
 def cache_home() -> Path:
@@ -47,22 +58,71 @@ def cache_home() -> Path:
     return Path(os.environ.get("MLX_CHAOS_CACHE") or Path.home() / ".cache" / "mlx-chaos")
 
 
-def model_directory(name: str) -> Path:
+def built_directory(name: str, version: int) -> Path:
+    """Where a model that this project makes itself is, once it has been made."""
+    return cache_home() / "models" / f"{name}-{version}"
+
+
+def model_directory(name: str, *, download: bool = True) -> Path:
     """The directory of a model in mlx-lm's format.
 
-    name: `tiny` (built on first use), a local directory, or a hub id `owner/model` (downloaded on first use).
-    Raises ModelUnavailable.
+    name: `tiny` (built on first use), `smollm2-135m` (after `python -m cluster.models pull smollm2-135m`), a local
+    directory, or a hub id `owner/model`. download: a hub id that is not in the hub's local cache may be fetched.
+    Raises ModelUnavailable, and of that UnknownModel for a name that no download would help.
     """
     if name == "tiny":
         return _tiny()
+    if name == SMOLLM2:
+        directory = built_directory(SMOLLM2, SMOLLM2_VERSION)
+        if not directory.is_dir():
+            # Never fetched from here: nobody who starts a cluster asked for a download.
+            raise ModelUnavailable(f"{name} is not there yet; run: python -m cluster.models pull {name}")
+        return directory
     local = Path(name).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file():
-            raise ModelUnavailable(f"{name} is not a model directory: it has no config.json")
+            raise UnknownModel(f"{name} is not a model directory: it has no config.json")
         return local.resolve()
     if not _HUB_ID.fullmatch(name):
-        raise ModelUnavailable(f"no model {name!r}: neither `tiny`, nor a directory, nor a hub id owner/model")
-    return _download(name)
+        known = f"`tiny`, `{SMOLLM2}`, a directory, or a hub id owner/model"
+        raise UnknownModel(f"no model {name!r}: it has to be {known}")
+    return _from_hub(name, download)
+
+
+def publish(directory: Path, write: Callable[[Path], None]) -> Path:
+    """Return `directory`, made by `write` if it is missing; nobody ever sees it half written.
+
+    write: fills the empty folder that it is given, on the same file system. What it raises leaves nothing behind.
+    """
+    if directory.is_dir():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        partial.rename(directory)
+    except OSError:
+        # Another process was faster: a rename onto a directory with files fails, and theirs has the same bytes.
+        if not directory.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def weights_bytes(directory: Path) -> int:
+    """The bytes of all *.safetensors of a model directory: about what the model takes in memory once it is loaded.
+
+    Raises ModelUnavailable when there are none, or they cannot be read.
+    """
+    try:
+        sizes = [file.stat().st_size for file in directory.glob("*.safetensors")]
+    except OSError as error:
+        raise ModelUnavailable(f"{directory}: {error.strerror or error}") from error
+    if not sizes:
+        raise ModelUnavailable(f"{directory} holds no *.safetensors")
+    return sum(sizes)
 
 
 def fingerprint(directory: Path) -> str:
@@ -85,13 +145,20 @@ def data_types(directory: Path) -> frozenset[str]:
     """
     types: set[str] = set()
     for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > _HEADER_BYTES_MAX:
-                raise ModelUnavailable(f"model {directory} does not load: {file.name} is not a safetensors file")
-            header = json.loads(stream.read(length))
-        types |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+        try:
+            types |= _data_types(file)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelUnavailable(f"model {directory} does not load: {file.name} is not a safetensors file") from error
     return frozenset(types)
+
+
+def _data_types(file: Path) -> set[str]:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _HEADER_BYTES_MAX:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(stream.read(length))
+    return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,35 +180,26 @@ def _fingerprint(files: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _download(name: str) -> Path:
-    # Imported here because it costs seconds, and only hub ids need it.
-    from mlx_lm.utils import _download
+def _from_hub(name: str, download: bool) -> Path:
+    # Imported here because it costs a second, and only hub ids need it.
+    from mlx_lm.utils import _download, hf_repo_to_path
 
     try:
-        return Path(_download(name))
-    except (OSError, ValueError) as error:
+        directory = Path(_download(name) if download else hf_repo_to_path(name))
+    except Exception as error:
+        # The hub's client lets through what the libraries below it raise, and they have no common ancestor.
+        if not download:
+            raise ModelUnavailable(f"{name} is not there yet; run: python -m cluster.models pull {name}") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelUnavailable(f"cannot download {name}: {lines[0]}") from error
+    if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
+        # Files of another format; or, without a network, what an interrupted download has left.
+        raise ModelUnavailable(f"{name}: what came from the hub lacks config.json or *.safetensors")
+    return directory
 
 
 def _tiny() -> Path:
-    home = cache_home() / "models"
-    directory = home / f"tiny-{TINY_VERSION}"
-    if directory.is_dir():
-        return directory
-    home.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".tiny-", dir=home))
-    try:
-        _write_tiny(partial)
-        partial.chmod(0o755)
-        partial.rename(directory)
-    except OSError:
-        # Another process was faster: a rename onto a directory with files fails, and theirs has the same bytes.
-        if not directory.is_dir():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return directory
+    return publish(built_directory("tiny", TINY_VERSION), _write_tiny)
 
 
 def _write_tiny(directory: Path) -> None:
@@ -232,27 +290,11 @@ def _vocabulary() -> dict[str, int]:
 
 def _tokenizer() -> dict[str, Any]:
     vocabulary = _vocabulary()
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": vocabulary[piece], "content": piece, **flags} for piece in _SPECIAL],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {piece: index for piece, index in vocabulary.items() if piece not in _SPECIAL},
-            "merges": [list(pair) for pair in _merges()],
-        },
-    }
+    step = byte_level(trim_offsets=False)
+    return byte_level_bpe(
+        {piece: index for piece, index in vocabulary.items() if piece not in _SPECIAL},
+        _merges(),
+        [AddedToken(vocabulary[piece], piece) for piece in _SPECIAL],
+        pre_tokenizer=step,
+        decoder=step,
+    )
