@@ -286,9 +286,7 @@ class TimedEngine:
         costs = self.costs
         first_token_s = min(costs.load_s, costs.step_s + costs.decode_each_s)
         weights_s = costs.load_s - first_token_s
-        return ModelLoaded(
-            name, costs.load_s, costs.kv_bytes_per_token, costs.weights_bytes, weights_s, first_token_s
-        )
+        return ModelLoaded(name, costs.load_s, costs.kv_bytes_per_token, costs.weights_bytes, weights_s, first_token_s)
 
     def _plan(self) -> None:
         """Decide whose steps come next, how many equal ones, and how long each takes."""

@@ -1,14 +1,26 @@
 """RequestQueue and ContinuousBatcher: who waits, and who is in the engine's batch."""
 
-from collections import OrderedDict
+from collections.abc import Callable
 
 from cluster.protocol import AttemptId, Chunk, Dispatch, Token
 
 
 class Work:
-    """One attempt on this worker. Times in the worker's clock, seconds."""
+    """One attempt on this worker. Times in the worker's clock, seconds.
 
-    __slots__ = ("dispatch", "first_token_s", "received_s", "sequence", "started_s", "tokens_made")
+    made: the tokens that it has made. batch_sum: over these tokens, how many sequences made one in the same step.
+    """
+
+    __slots__ = (
+        "batch_sum",
+        "cached_tokens",
+        "dispatch",
+        "first_token_s",
+        "made",
+        "received_s",
+        "sequence",
+        "started_s",
+    )
 
     def __init__(self, dispatch: Dispatch, now: float) -> None:
         self.dispatch = dispatch
@@ -16,7 +28,24 @@ class Work:
         self.sequence: int | None = None
         self.started_s: float | None = None
         self.first_token_s: float | None = None
-        self.tokens_made = 0
+        self.made: list[Token] = []
+        self.cached_tokens = 0
+        self.batch_sum = 0
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """What the engine goes on from: the prompt, and what earlier attempts have delivered."""
+        return self.dispatch.prompt + self.dispatch.delivered
+
+    @property
+    def session(self) -> str:
+        """Its session; those without one share the nameless session."""
+        return self.dispatch.session_id or ""
+
+    @property
+    def batch_mean(self) -> float:
+        """Sequences in a decode step, averaged over the steps of this attempt; 0 when it made none."""
+        return self.batch_sum / len(self.made) if self.made else 0.0
 
     def chunk(
         self,
@@ -27,19 +56,24 @@ class Work:
         cached_tokens: int = 0,
     ) -> Chunk:
         """The next chunk of this attempt's stream; counts its tokens."""
-        index = len(self.dispatch.delivered) + self.tokens_made
-        self.tokens_made += len(tokens)
+        index = len(self.dispatch.delivered) + len(self.made)
+        self.made += tokens
         return Chunk(
             self.dispatch.attempt, index, tokens, times_s, finish=finish, code=code, cached_tokens=cached_tokens
         )
 
 
 class RequestQueue:
-    """First in, first out, bounded."""
+    """Bounded. Higher priority first, and whoever waits rises by one priority every `ageing_s` seconds.
 
-    def __init__(self, queue_max: int) -> None:
+    All rise alike, so who comes first is settled on arrival: whoever arrived first, had each priority brought it
+    `ageing_s` earlier. Nobody is overtaken by what arrives later than that, hence nobody starves.
+    """
+
+    def __init__(self, queue_max: int, ageing_s: float) -> None:
         self.queue_max = queue_max
-        self._waiting: OrderedDict[AttemptId, Work] = OrderedDict()
+        self._ageing_s = ageing_s
+        self._waiting: dict[AttemptId, tuple[float, Work]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -50,21 +84,35 @@ class RequestQueue:
         return len(self._waiting) >= self.queue_max
 
     def push(self, work: Work) -> None:
-        """Append; the caller has checked `full`."""
+        """Add one; the caller has checked `full`."""
         assert not self.full
-        self._waiting[work.dispatch.attempt] = work
+        dispatch = work.dispatch
+        self._waiting[dispatch.attempt] = (work.received_s - dispatch.priority * self._ageing_s, work)
 
-    def pop(self) -> Work:
-        """Take the next one out."""
-        return self._waiting.popitem(last=False)[1]
+    def pop(self, ready: Callable[[str], bool]) -> Work | None:
+        """Take out the next one whose model is `ready`; None when there is none.
+
+        The queue is short, so it is searched: ties go to the first in it.
+        """
+        waiting = [rank for rank in self._waiting.values() if ready(rank[1].dispatch.model)]
+        if not waiting:
+            return None
+        work = min(waiting, key=lambda rank: rank[0])[1]
+        del self._waiting[work.dispatch.attempt]
+        return work
 
     def take(self, attempt: AttemptId) -> Work | None:
         """Take a certain one out, None when it does not wait here."""
-        return self._waiting.pop(attempt, None)
+        rank = self._waiting.pop(attempt, None)
+        return None if rank is None else rank[1]
 
     def works(self) -> list[Work]:
-        """All that wait, oldest first."""
-        return list(self._waiting.values())
+        """All that wait, the next one first."""
+        return [work for _, work in sorted(self._waiting.values(), key=lambda rank: rank[0])]
+
+    def models(self) -> list[str]:
+        """The models that somebody waits for, that of the next one first."""
+        return list(dict.fromkeys(work.dispatch.model for work in self.works()))
 
 
 class ContinuousBatcher:
@@ -73,7 +121,6 @@ class ContinuousBatcher:
     def __init__(self, batch_max: int) -> None:
         self.batch_max = batch_max
         self._running: dict[int, Work] = {}
-        self._sequences: dict[AttemptId, int] = {}
         self._next_sequence = 0
 
     def __len__(self) -> int:
@@ -91,24 +138,13 @@ class ContinuousBatcher:
         work.sequence = self._next_sequence
         work.started_s = now
         self._running[work.sequence] = work
-        self._sequences[work.dispatch.attempt] = work.sequence
         return work.sequence
 
     def get(self, sequence: int) -> Work | None:
         """The attempt in this sequence, None when it has left."""
         return self._running.get(sequence)
 
-    def find(self, attempt: AttemptId) -> Work | None:
-        """The running attempt of this id."""
-        sequence = self._sequences.get(attempt)
-        return None if sequence is None else self._running[sequence]
-
     def leave(self, work: Work) -> None:
         """Free the slot."""
         assert work.sequence is not None
         del self._running[work.sequence]
-        del self._sequences[work.dispatch.attempt]
-
-    def running(self) -> list[Work]:
-        """All in the batch, in order of insertion."""
-        return list(self._running.values())

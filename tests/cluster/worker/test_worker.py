@@ -297,6 +297,8 @@ def test_it_says_warm_only_after_the_load_and_names_a_failed_one() -> None:
     assert [beat.models[0].state for beat in beats(node.handle(LinkUp(), 0.1))] == ["loading"]
     (beat,) = beats(node.handle(ModelLoaded("m"), 0.2))
     assert (beat.models[0].state, beat.incarnation, beat.batch_max) == ("warm", 3, 2)
+    node = WorkerNode("w", 3, POLICY, (ModelOffer("m"),))
+    node.handle(LinkUp(), 0.0)
     (beat,) = beats(node.handle(ModelFailed("m", "no such file"), 0.3))
     assert beat.models[0].state == "failed"
     assert node.models() == {"m": "failed: no such file"}
