@@ -7,7 +7,6 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,6 +18,7 @@ from analysis.metrics import METRICS
 from chaos import faults
 from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
 from cluster.policy import Policy
+from cluster.profiles import ProfileError, load_policy
 
 T = TypeVar("T")
 # PyYAML lets what its constructors stumble over (a month 13, five thousand digits, endless brackets) out as it is.
@@ -143,13 +143,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _policy(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        return _read(Path(name))
-    folder = Path(str(resources.files("cluster") / "policies"))
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        raise ExperimentError(f"--policy {name}: no such profile; there is {', '.join(known)} (or give a .yaml file)")
-    return _read(folder / f"{name}.yaml")
+    try:
+        whole: dict[str, Any] = msgspec.to_builtins(load_policy(name))
+    except ProfileError as error:
+        raise ExperimentError(f"--policy {_shown(str(error))}") from None
+    return whole
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_a_policy_that_is_no_mapping_is_refused_with_a_profile_too(tmp_path: Pat
 
 
 def test_unknown_profiles_name_the_known_ones(tmp_path: Path) -> None:
-    assert "no such profile; there is default" in complaint(GOOD, policy="yolo")
+    assert "no policy profile 'yolo'; there is default" in complaint(GOOD, policy="yolo")
     assert "nowhere.yaml: cannot be read" in complaint(GOOD, policy=str(tmp_path / "nowhere.yaml"))
 
 

@@ -55,7 +55,7 @@ def occupied() -> Iterator[int]:
         (["network_partition", "--set", "cluster.workers=many"], "cluster.workers"),
         (["network_partition", "--set", "workload.rate=-3/s"], "workload"),
         (["network_partition", "--set", "faults.cut.targets=[worker-9]"], "worker-9"),
-        (["network_partition", "--policy", "nowhere"], "no such profile"),
+        (["network_partition", "--policy", "nowhere"], "no policy profile 'nowhere'"),
     ],
 )
 def test_a_wrong_experiment_is_refused_before_anything_exists(tmp_path: Path, arguments: list[str], told: str) -> None:
