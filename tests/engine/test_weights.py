@@ -74,19 +74,70 @@ def test_data_types(tiny: Path) -> None:
     assert weights.data_types(tiny) == {"F32"}
 
 
+def test_a_file_of_rubbish_has_no_data_types(tmp_path: Path) -> None:
+    for content in (b"rubbish" * 100, b"", (20).to_bytes(8, "little") + b"not json", (2).to_bytes(8, "little") + b"[]"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(weights.ModelUnavailable, match=r"model\.safetensors is not a safetensors file"):
+            weights.data_types(tmp_path)
+
+
+def test_weights_bytes_are_those_of_all_files_of_weights(tmp_path: Path, tiny: Path) -> None:
+    assert weights.weights_bytes(tiny) == (tiny / "model.safetensors").stat().st_size
+    with pytest.raises(weights.ModelUnavailable, match=r"holds no \*\.safetensors"):
+        weights.weights_bytes(tmp_path)
+    for number, size in enumerate((3, 40)):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(bytes(size))
+    (tmp_path / "config.json").write_text("{}")
+    assert weights.weights_bytes(tmp_path) == 43
+
+
+def test_a_model_that_would_be_a_download_is_not_fetched_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path))
+    with pytest.raises(weights.ModelUnavailable, match=r"run: python -m cluster\.models pull smollm2-135m$") as caught:
+        weights.model_directory("smollm2-135m")
+    assert not isinstance(caught.value, weights.UnknownModel)
+    assert list(tmp_path.iterdir()) == []
+    made = tmp_path / "models" / f"smollm2-135m-{weights.SMOLLM2_VERSION}"
+    made.mkdir(parents=True)
+    assert weights.model_directory("smollm2-135m") == made
+    with pytest.raises(
+        weights.ModelUnavailable, match="run: python -m cluster.models pull no-such-owner/no-such-model$"
+    ):
+        weights.model_directory("no-such-owner/no-such-model", download=False)
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nat all"), RuntimeError("no network"), ValueError("no network")])
+def test_whatever_the_hub_says_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("mlx_lm.utils._download", fail)
+    with pytest.raises(weights.ModelUnavailable, match=r"^cannot download owner/model: no network$"):
+        weights.model_directory("owner/model")
+
+
+def test_what_came_from_the_hub_has_to_be_a_model(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_lm.utils._download", lambda name: tmp_path if name == "an/adapter" else tiny)
+    assert weights.model_directory("a/model") == tiny
+    with pytest.raises(weights.ModelUnavailable, match=r"lacks config\.json"):
+        weights.model_directory("an/adapter")
+
+
 def test_a_local_directory_is_itself(tiny: Path) -> None:
     assert weights.model_directory(str(tiny)) == tiny.resolve()
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "", "../x y"])
+@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "", "../x y", "./model", "../model", "a/.b"])
 def test_a_name_that_is_no_model(name: str) -> None:
-    with pytest.raises(weights.ModelUnavailable) as caught:
+    with pytest.raises(weights.UnknownModel) as caught:
         weights.model_directory(name or "\t")
     assert "\n" not in str(caught.value)
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(weights.ModelUnavailable, match=r"no config\.json"):
+    with pytest.raises(weights.UnknownModel, match=r"no config\.json"):
         weights.model_directory(str(tmp_path))
     with pytest.raises(weights.ModelUnavailable, match="safetensors"):
         weights.fingerprint(tmp_path)
