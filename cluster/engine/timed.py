@@ -163,7 +163,6 @@ class TimedEngine:
         self._step_s = 0.0
         self._prefill_step_s = 0.0
         self._chunks: list[tuple[_Sequence, int]] = []
-        self._turn = 0
         self._work = EngineReport(())
 
     def insert(self, command: Insert, now: float) -> None:
@@ -294,8 +293,9 @@ class TimedEngine:
         busy = [model for model in self._models.values() if model.decode or model.prefill]
         if self._loading is not None or not busy:
             return
-        self._turn += 1
-        model = self._model = busy[self._turn % len(busy)]
+        model = self._model = busy[0]
+        # Whoever has had its turn goes to the end. Another turn of a lone model changes nothing.
+        self._models[model.name] = self._models.pop(model.name)
         costs, batch = self.costs, len(model.decode)
         self._chunks = self._share_budget(model)
         prompt_tokens = sum(count for _, count in self._chunks)
