@@ -1,7 +1,7 @@
 """CircuitBreaker: stops sending work to a worker whose streams go wrong, and probes it with one request at a time.
 
-It is judged by the outcome of streams (first token late, stall, error), or, if the policy says so, by the outcome of
-dispatches (whether anybody received them), which shows why that is not enough.
+It is judged by the outcome of streams (first token late, stall, error). A policy may have it judged by the outcome of
+dispatches instead, as others do: whether anybody received them. A worker that answers nothing passes that.
 """
 
 from enum import StrEnum
@@ -55,7 +55,7 @@ class CircuitBreaker:
         return self.state is BreakerState.CLOSED or (self.state is BreakerState.HALF_OPEN and self._probe is None)
 
     def dispatched(self, attempt: AttemptId) -> BreakerState | None:
-        """A request was sent; in half-open it is the probe."""
+        """A request was sent; in half-open it is a probe, which judged by dispatch may close the breaker at once."""
         if self.state is not BreakerState.HALF_OPEN:
             return None
         if self._by_dispatch:
