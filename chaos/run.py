@@ -112,6 +112,8 @@ def _execute(
         if address is None:
             # Read when Ray is imported: unless it believes that the host is alone, it listens on every interface.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Also read then. That a process died is what experiments are about: the report tells it better than Ray.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
         from chaos.worlds.live import LiveWorld
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)

@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract
+from tests import contract, serving_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -107,21 +107,29 @@ def cases() -> list[Case]:
     ]
     found += [Case(f"kill_9_{name}", "nothing left", partial(_killed, moment=name)) for name in KILLED_AT]
     found.append(Case("kill_9_toxiproxy_stays", f"proxies gone within {TTL_S:g} s", _killed_beside_a_toxiproxy))
+    found.append(Case("serving_processes", "exit 0, pass, whole after each of seven", _serving_processes))
+    found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     return found
 
 
-def _settings(settings: Sequence[str]) -> list[str]:
-    return [EXPERIMENT, *(word for setting in settings for word in ("--set", setting))]
+def _settings(settings: Sequence[str], experiment: str = EXPERIMENT) -> list[str]:
+    return [experiment, *(word for setting in settings for word in ("--set", setting))]
 
 
-def _to_its_end(out: Path, settings: Sequence[str], module: str = "chaos.run") -> tuple[int | None, Run, list[str]]:
+def _to_its_end(
+    out: Path,
+    settings: Sequence[str],
+    module: str = "chaos.run",
+    experiment: str = EXPERIMENT,
+    limit_s: float = RUN_S_MAX,
+) -> tuple[int | None, Run, list[str]]:
     """Run undisturbed; its exit code, the run, and what is wrong with any complete run."""
     problems = []
-    with Run(_settings(settings), out, module) as run:
-        code = run.wait(RUN_S_MAX)
+    with Run(_settings(settings, experiment), out, module) as run:
+        code = run.wait(limit_s)
         if code is None:
-            problems.append(f"still running after {RUN_S_MAX:g} s")
+            problems.append(f"still running after {limit_s:g} s")
         alive, _ = run.left()
     problems += [f"left running: {line}" for line in alive]
     if any("Traceback" in line for line in run.errors):
@@ -344,6 +352,32 @@ def _killed_beside_a_toxiproxy(out: Path) -> Outcome:
     problems += _undo_left(run) + _unreadable(run, expect_rows=True)
     figures = f"{toxics} toxics, and the run's proxies, gone {healed_s:.2f} s after the kill, processes {gone_s:.1f} s"
     return _outcome(code, run, None, problems, figures)
+
+
+def _serving(out: Path, experiment: Path) -> tuple[int | None, Run, Verdict | None, list[str]]:
+    module, limit_s = serving_cases.MODULE, serving_cases.RUN_S_MAX
+    code, run, problems = _to_its_end(out, (), module, str(experiment), limit_s)
+    if code != 0:
+        problems.append(f"exit code {code}")
+    return code, run, _verdict(run, problems), problems
+
+
+def _serving_processes(out: Path) -> Outcome:
+    code, run, verdict, problems = _serving(out, serving_cases.PROCESSES)
+    if verdict is not None:
+        problems += serving_cases.hurt_processes(verdict)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _serving_soak(out: Path) -> Outcome:
+    code, run, verdict, problems = _serving(out, serving_cases.SOAK)
+    figures = ""
+    if run.results is not None and (run.results / serving_cases.CENSUS).exists():
+        left, figures = serving_cases.left_behind(run.results)
+        problems += left
+    else:
+        problems.append("nobody counted what is left")
+    return _outcome(code, run, verdict, problems, figures)
 
 
 def _bad_days(out: Path) -> Outcome:
