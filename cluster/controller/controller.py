@@ -218,7 +218,7 @@ class ControllerNode:
 
     def _enter(self, entry: Entry, now: float) -> list[Command]:
         """A new request goes to a worker, or behind those who wait for one already."""
-        if self._waiting.first(entry.submit.model, now) is None:
+        if self._waiting.first(entry.submit.model) is None:
             return self._dispatch(entry, now)
         self._waiting.add(entry, now)
         self._timeouts.arm(entry)
@@ -228,7 +228,7 @@ class ControllerNode:
         """Give free places to those who wait, as far as the places go."""
         commands: list[Command] = []
         for model in self._waiting.models():
-            while (entry := self._waiting.first(model, now)) is not None:
+            while (entry := self._waiting.first(model)) is not None:
                 commands += self._dispatch(entry, now)
                 if entry in self._waiting:
                     break

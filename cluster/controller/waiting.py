@@ -7,9 +7,10 @@ from cluster.protocol import PRIORITIES
 
 
 class WaitingRoom:
-    """Per model: high priority first, then first come first served; one level is gained every `ageing_s` of waiting.
+    """Per model: high priority first, and whoever waits rises by one priority every `ageing_s` seconds.
 
-    So nobody waits for ever behind others of a higher priority. The ledger bounds how many there can be.
+    All rise alike, so the order is that of arrival, had each priority brought a request `ageing_s` earlier: nobody
+    waits for ever. The ledger bounds how many there can be.
     """
 
     def __init__(self, ageing_s: float) -> None:
@@ -32,18 +33,15 @@ class WaitingRoom:
         if line is not None and line.pop(entry.id, None) is not None and not line:
             del self._lines[_line(entry)]
 
-    def first(self, model: str, now: float) -> Entry | None:
+    def first(self, model: str) -> Entry | None:
         """Who is next for a place at a worker that serves the model."""
-        best: Entry | None = None
-        best_rank = (0.0, 0.0)
-        for priority in PRIORITIES:
-            line = self._lines.get((model, priority))
-            if line:
-                since_s, entry = next(iter(line.values()))
-                rank = (priority + (now - since_s) // self._ageing_s, -since_s)
-                if best is None or rank > best_rank:
-                    best, best_rank = entry, rank
-        return best
+        lines = [line for priority in PRIORITIES if (line := self._lines.get((model, priority)))]
+        heads = [next(iter(line.values())) for line in lines]
+        return min(heads, key=self._rank)[1] if heads else None
+
+    def _rank(self, waiting: tuple[float, Entry]) -> float:
+        since_s, entry = waiting
+        return since_s - entry.submit.priority * self._ageing_s
 
     def models(self) -> list[str]:
         """For which models somebody waits."""

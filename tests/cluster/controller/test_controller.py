@@ -440,9 +440,7 @@ class Desk:
         for worker in workers:
             self.beat(worker, 0.0)
 
-    def beat(
-        self, worker: str, now: float, *, incarnation: int = 1, state: str = "warm", **more: Any
-    ) -> list[Command]:
+    def beat(self, worker: str, now: float, *, incarnation: int = 1, state: str = "warm", **more: Any) -> list[Command]:
         beat = Heartbeat(worker, incarnation, now, (ModelState("m", state),), 0, 0, 2, False, **more)
         return list(self.node.handle(Received(beat), now))
 
