@@ -155,7 +155,9 @@ class ControllerWalk(RuleBasedStateMachine):
         assert len(dispatch.delivered) == caller.position, "the attempt continues what the caller has been sent"
         assert dispatch.max_tokens == caller.submit.max_tokens
         assert member.incarnation == dispatch.worker_incarnation
-        assert member.models[0].state == "warm", "not ready for work"
+        if member.models[0].state != "warm":
+            assert member.models[0].state == "cold", "not ready for work"
+            assert not any(self.could_take(other, request_id) for other in self.heard), "others have it in memory"
         assert not member.draining
         assert worker not in self.excused, "suspected since nobody listened there"
         assert self.now < self.heard_s[worker] + POLICY.membership.suspect_after_s + 1e-9, "overdue"
@@ -169,6 +171,11 @@ class ControllerWalk(RuleBasedStateMachine):
         self.last_attempt[request_id] = dispatch.attempt
         assert sum(at == worker for _, at in self.live.values()) <= POLICY.routing.outstanding_max
         self.wire.append((worker, dispatch))
+
+    def could_take(self, worker: str, request_id: str) -> bool:
+        heard = self.heard[worker]
+        ready = self.node.workers()[worker][0] == "ready" and not heard.draining
+        return ready and heard.models[0].state == "warm" and worker not in self.failed_on.get(request_id, ())
 
     def see_row(self, row: AttemptRow) -> None:
         attempt = AttemptId(row.request_id, row.submission, row.attempt)
