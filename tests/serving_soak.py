@@ -24,7 +24,7 @@ from workloads.capacity import ProbePlan
 _MODES = ("kill", "freeze", "drain", "restart")
 _DRAIN_S = 10.0
 _POLL_S = 0.2
-_LAST_S = 1.0
+_LAST_S = 0.2
 _QUIET_S = 12.0
 """Longer than a deadline: until then a node may remember a request, so as not to execute it twice."""
 _DEPTH_MAX = 6
@@ -150,8 +150,9 @@ def count(actor: Any) -> dict[str, int]:
     found = {"link.subscriptions": shell.link.facts().subscriptions, "tasks": len(asyncio.all_tasks(shell._loop))}
     gauges = msgspec.structs.asdict(shell.node.gauges())
     found |= {f"gauge.{name}": gauges[name] for name in ("queue_depth", "active", "open_requests", "kv_bytes")}
+    seen: set[int] = set()
     for name, part in (("node", shell.node), ("shell", shell), ("link", shell.link), ("engine", shell.engine)):
-        _walk(name, part, found, set())
+        _walk(name, part, found, seen)
     return found
 
 
