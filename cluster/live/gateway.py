@@ -268,14 +268,16 @@ class Gateway:
         # Anything else could be sent by a web page that a user of this host happens to look at.
         if request.content_type != "application/json":
             raise Refusal(openai.UNSUPPORTED_MEDIA_TYPE, "the body must be sent as Content-Type: application/json")
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise Refusal(openai.UNSUPPORTED_MEDIA_TYPE, "the body must be sent without Content-Encoding")
         try:
             async with asyncio.timeout(self._settings.limits.body_s):
                 return await request.read()
         except TimeoutError:
             message = f"the body did not arrive within {self._settings.limits.body_s:g} s"
             raise Refusal(openai.REQUEST_TIMEOUT, message) from None
-        except (web.RequestPayloadError, ValueError) as error:
-            raise Refusal(Code.INVALID_REQUEST, "the body cannot be decoded") from error
+        except web.RequestPayloadError as error:
+            raise Refusal(Code.INVALID_REQUEST, "the body is not sent as HTTP/1.1 says") from error
 
     async def _ask(
         self,

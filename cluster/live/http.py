@@ -40,6 +40,8 @@ class HttpServer:
         self._limits = limits
         self._options: dict[str, Any] = {
             "access_log": None,
+            # A few bytes can be the compressed form of gigabytes.
+            "auto_decompress": False,
             "keepalive_timeout": limits.idle_s,
             "lingering_time": 2.0,
             "max_line_size": limits.head_line_bytes_max,
@@ -102,6 +104,11 @@ class _Connection(web.RequestHandler):
         if peer is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             with contextlib.suppress(OSError):
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+    def log_exception(self, *arguments: Any, **options: Any) -> None:
+        """Of what aiohttp meets beside our handlers, a body that breaks off or is no HTTP is the peer's affair."""
+        if not isinstance(options.get("exc_info"), (web.RequestPayloadError, ConnectionError)):
+            _log.error(*arguments, **options)
 
     def handle_error(
         self,
