@@ -46,7 +46,7 @@ class SimulatedNode:
 
     def __init__(self, kernel: Kernel, network: Network, node: Node, sink: Sink, engine: TimedEngine | None = None):
         self.node = node
-        self.link = network.link(node.name, self.feed)
+        self.link = network.link(node.name, self.feed, controller=isinstance(node, ControllerNode))
         self._kernel = kernel
         self._sink = sink
         self._engine = engine

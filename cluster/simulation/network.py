@@ -12,7 +12,7 @@ import msgspec
 
 from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, SendFailed
 from cluster.policy import LinkPolicy
-from cluster.protocol import Message
+from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Message
 from cluster.simulation.kernel import Kernel
 
 
@@ -79,9 +79,12 @@ class _Connection:
 
 
 class Link:
-    """One node's way to the broker."""
+    """One node's way to the broker. controller: it also subscribes to what is for all controllers, or for any."""
 
-    def __init__(self, network: "Network", node: str, deliver: Callable[[Event], None]) -> None:
+    def __init__(
+        self, network: "Network", node: str, deliver: Callable[[Event], None], *, controller: bool = False
+    ) -> None:
+        self.controller = controller
         self._network = network
         self._kernel = network.kernel
         self._deliver = deliver
@@ -289,9 +292,9 @@ class Network:
         self._random = random
         self._cid = 0
 
-    def link(self, node: str, deliver: Callable[[Event], None]) -> Link:
+    def link(self, node: str, deliver: Callable[[Event], None], *, controller: bool = False) -> Link:
         """A new link for a node; it replaces the one of an earlier incarnation."""
-        link = self.links[node] = Link(self, node, deliver)
+        link = self.links[node] = Link(self, node, deliver, controller=controller)
         return link
 
     def travel_s(self) -> float:
@@ -315,8 +318,17 @@ class Network:
 
     def route(self, sender: Link, origin: _Connection, to: str, message: Message, needs_responder: bool) -> None:
         """A message has reached the broker."""
-        target = self._subscribed.get(to)
-        if target is not None:
-            self.links[to].receive(target, Received(message))
-        elif needs_responder:
+        nodes = self._addressees(to)
+        for node in nodes:
+            self.links[node].receive(self._subscribed[node], Received(message))
+        if not nodes and needs_responder:
             sender.receive(origin, NoResponders(to, message))
+
+    def _addressees(self, to: str) -> list[str]:
+        """The nodes whose subscriptions match: of a queue group one, chosen as the broker does, at random."""
+        if to not in (CONTROLLERS, EVERY_CONTROLLER):
+            return [to] if to in self._subscribed else []
+        controllers = [node for node in self._subscribed if self.links[node].controller]
+        if to == CONTROLLERS and len(controllers) > 1:
+            return [self._random.choice(controllers)]
+        return controllers
