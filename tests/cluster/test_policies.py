@@ -1,14 +1,24 @@
-"""The profiles in cluster/policies: each loads, and says exactly what it stands for."""
+"""The profiles in cluster/policies: each loads, says exactly what it stands for, and does what that leads to."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from analysis.judge import judge
+from analysis.load import load_history
+from analysis.verdict import Outcome, Verdict
+from chaos import run
 from chaos.experiment import find
 from chaos.resolve import load
+from chaos.results import ResultsDirectory
 from cluster.policy import Policy
 from cluster.profiles import load_policy, profile_names
+from tests.chaos.simulated_runs import SHORT, Quiet
+
+# A cut that is longer than mlx-serving takes to call a worker offline.
+LONG_CUT = ("phases.fault.duration_s=24", "faults.cut.duration_s=22")
 
 MLX_SERVING = {
     "link": {
@@ -63,3 +73,27 @@ def test_mlx_serving_differs_from_the_defaults_in_what_it_publishes_and_in_nothi
 @pytest.mark.parametrize("name", profile_names())
 def test_an_experiment_under_a_profile_has_its_policy(name: str) -> None:
     assert load(find("network_partition"), policy=name).policy == load_policy(name)
+
+
+def partitioned(profile: str, out: Path) -> Verdict:
+    """`network_partition` with a black hole, in the simulated world, judged."""
+    experiment = load(find("network_partition"), [*SHORT, *LONG_CUT], profile)
+    results = ResultsDirectory(out, experiment, "simulated", 1)
+    run._execute(experiment, "simulated", 1, results, Quiet(), None)  # type: ignore[arg-type]
+    return judge(load_history(results.path))
+
+
+@pytest.mark.simulated
+def test_a_black_hole_is_survived_by_the_defaults_and_not_by_mlx_serving(tmp_path: Path) -> None:
+    ours = partitioned("default", tmp_path / "default")
+    assert ours.verdict is Outcome.PASS, ours.reasons
+    theirs = partitioned("mlx_serving", tmp_path / "mlx_serving")
+    assert theirs.verdict is Outcome.FAIL
+    failed = {each.name: each for each in theirs.criteria if each.verdict is Outcome.FAIL}
+    assert set(failed) == {"success_during_fault", "lost_on_the_victim", "detection", "mitigation"}
+    assert all(any(each.explanation in reason for reason in theirs.reasons) for each in failed.values())
+    detected_s = failed["detection"].measured
+    assert detected_s is not None
+    assert 9 < detected_s < 16, "15 s after the last heartbeat, and they come every 5 s"
+    broken = [each.name for each in theirs.invariants if each.verdict is Outcome.FAIL]
+    assert not broken, "it is slow and loses requests, and never delivers a wrong token"
