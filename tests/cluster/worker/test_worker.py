@@ -5,11 +5,13 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 
 from analysis.schema import AttemptRow, EventRow
 from cluster.errors import Code
 from cluster.node import (
     Command,
+    DropCache,
     EngineDied,
     EngineReport,
     Event,
@@ -19,34 +21,93 @@ from cluster.node import (
     Load,
     ModelFailed,
     ModelLoaded,
+    NoResponders,
     Received,
     Record,
     Remove,
     Send,
     SequenceProgress,
+    Unload,
     Wake,
 )
-from cluster.policy import Policy, WorkerPolicy
-from cluster.protocol import AttemptId, Chunk, Dispatch, Drain, Heartbeat, StreamReport, Withdraw
+from cluster.policy import MemoryPolicy, Policy, WorkerPolicy
+from cluster.protocol import (
+    EVERY_CONTROLLER,
+    AttemptId,
+    Chunk,
+    Dispatch,
+    Drain,
+    Heartbeat,
+    Prewarm,
+    StreamReport,
+    Withdraw,
+)
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 from tests.cluster import WALK
 
 POLICY = Policy(worker=WorkerPolicy(batch_max=2, queue_max=3, context_max_tokens=40))
 NAMES = st.sampled_from(["a", "b", "c", "d", "e", "f", "g"])
+WEIGHTS_BYTES = {"m": 200, "n": 300}
+KV_BYTES = {"m": 2, "n": 3}
 
 
 def dispatch(
-    attempt: AttemptId, deadline_s: float, *, delivered: int = 0, most: int = 6, incarnation: int = 1
+    attempt: AttemptId,
+    deadline_s: float,
+    *,
+    delivered: int = 0,
+    most: int = 6,
+    incarnation: int = 1,
+    model: str = "m",
+    prompt: tuple[int, ...] = (1, 2, 3),
+    controller: str = "controller",
+    session: str | None = None,
+    priority: int = 0,
 ) -> Dispatch:
-    return Dispatch(attempt, "controller", incarnation, "m", (1, 2, 3), tuple(range(delivered)), most, deadline_s)
+    return Dispatch(
+        attempt,
+        controller,
+        incarnation,
+        model,
+        prompt,
+        tuple(range(delivered)),
+        most,
+        deadline_s,
+        session_id=session,
+        priority=priority,
+    )
+
+
+About = tuple[str, tuple[int, ...], str, str | None, int]
+"""Model, prompt, controller, session, priority."""
+
+ABOUT = st.tuples(
+    st.sampled_from(["m", "m", "n"]),
+    st.sampled_from([(1, 2, 3), (1, 2, 3, 0), (1, 4)]),
+    st.sampled_from(["c1", "c2"]),
+    st.sampled_from([None, "s", "t", "u"]),
+    st.sampled_from([-1, 0, 1]),
+)
+SELDOM = st.sampled_from([False, False, False, True])
 
 
 class WorkerWalk(RuleBasedStateMachine):
-    @initialize()
-    def start(self) -> None:
+    """Two models, two controllers, an engine that keeps caches, and memory for everything or for less."""
+
+    @initialize(
+        bytes_max=st.sampled_from([None, 800, 620, 400, 250]),
+        prewarm=st.booleans(),
+        first=st.sampled_from(["m", "n"]),
+    )
+    def start(self, bytes_max: int | None, prewarm: bool, first: str) -> None:
+        """With 620 bytes both models fit, and little else; with 400 one at a time; with 250 the second never."""
         self.now = 0.0
-        self.node = WorkerNode("w", 1, POLICY, (ModelOffer("m"),))
+        self.bytes_max = bytes_max
+        memory = MemoryPolicy(bytes_max=bytes_max, cache_bytes_max=90, session_share_max=0.5, sessions_told_max=2)
+        policy = structs.replace(POLICY, memory=memory, worker=structs.replace(POLICY.worker, prewarm=prewarm))
+        offers = (ModelOffer(first, 1, WEIGHTS_BYTES[first]), ModelOffer("n" if first == "m" else "m"))
+        self.node = WorkerNode("w", 1, policy, offers)
         self.link = False
         self.sent: dict[AttemptId, Dispatch] = {}
         self.received: list[AttemptId] = []
@@ -56,16 +117,22 @@ class WorkerWalk(RuleBasedStateMachine):
         self.latest_s: dict[str, float] = {}
         self.started: list[AttemptId] = []
         self.in_engine: dict[int, AttemptId] = {}
+        self.keep_as: dict[int, int | None] = {}
         self.gone: list[int] = []
+        self.removed: list[int] = []
         self.position: dict[AttemptId, int] = {}
         self.told_end: set[AttemptId] = set()
         self.draining = False
         self.pending: AttemptId | None = None
-        commands = self.feed(Wake())
-        assert Load("m") in commands
+        self.loading: str | None = None
+        self.loaded: set[str] = set()
+        self.states: dict[str, str] = {}
+        self.caches: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.feed(Wake())
         self.link = True
         self.feed(LinkUp())
-        self.feed(ModelLoaded("m"))
+        if self.loading is not None:
+            self.the_load_ends(True)
 
     def feed(self, event: Event) -> list[Command]:
         commands = list(self.node.handle(event, self.now))
@@ -76,7 +143,19 @@ class WorkerWalk(RuleBasedStateMachine):
                 case Remove(sequence):
                     assert sequence in self.in_engine
                     self.gone.append(sequence)
+                    self.removed.append(sequence)
                     del self.in_engine[sequence]
+                case Load(model):
+                    assert self.loading is None, "two loads at once"
+                    assert model not in self.loaded, "it is there already"
+                    assert not self.link or self.states[model] == "loading", "not announced before the engine pauses"
+                    self.loading = model
+                case Unload(model):
+                    self.loaded.remove(model)
+                    assert not any(self.sent[attempt].model == model for attempt in self.in_engine.values())
+                    self.caches = {number: kept for number, kept in self.caches.items() if kept[0] != model}
+                case DropCache(cache):
+                    del self.caches[cache]
                 case Record(EventRow(kind="attempt_started") as row):
                     attempt = AttemptId(row.request_id, row.submission, row.attempt)
                     assert attempt not in self.started, "started twice"
@@ -87,35 +166,58 @@ class WorkerWalk(RuleBasedStateMachine):
                 case Record(AttemptRow() as row):
                     assert row.side == "worker"
                     attempt = AttemptId(row.request_id, row.submission, row.attempt)
+                    assert row.priority == self.sent[attempt].priority
                     self.rows.append(attempt)
                     self.outcomes.setdefault(attempt, []).append(row.outcome)
                 case Send(to, StreamReport() as report):
-                    assert to == "controller"
                     assert self.link, "news although nobody can hear them"
-                    self.see_report(report)
-                case Send(_, Heartbeat() as heartbeat):
-                    assert self.link
-                    assert heartbeat.draining == self.draining
-                    assert heartbeat.sent_s == self.now
+                    assert command.needs_responder
+                    self.see_report(to, report)
+                case Send(to, Heartbeat() as heartbeat):
+                    assert to == EVERY_CONTROLLER
+                    self.see_heartbeat(heartbeat)
         return commands
+
+    def see_heartbeat(self, heartbeat: Heartbeat) -> None:
+        assert self.link
+        assert heartbeat.draining == self.draining
+        assert heartbeat.sent_s == self.now
+        assert sum(count for _, count in heartbeat.shares) == heartbeat.queue_depth + heartbeat.active
+        assert len(heartbeat.sessions) <= 2
+        self.states = {state.model: state.state for state in heartbeat.models}
+        assert list(self.states.values()).count("loading") <= 1
+        if self.bytes_max is None:
+            assert heartbeat.pressure == 0
 
     def see_insert(self, command: Insert) -> None:
         attempt = self.pending
         assert attempt is not None, "no row tells of this start"
         self.pending = None
         wanted = self.sent[attempt]
+        assert command.model == wanted.model
+        assert command.model in self.loaded, "its model is not warm"
         assert command.tokens == wanted.prompt + wanted.delivered
         assert command.max_tokens == wanted.max_tokens - len(wanted.delivered)
         assert command.sequence not in self.in_engine
         assert command.sequence not in self.gone, "a number of the engine is used again"
+        if command.cache is not None:
+            model, tokens = self.caches[command.cache]
+            assert model == command.model
+            assert 0 < command.cached_tokens < len(command.tokens)
+            assert tokens[: command.cached_tokens] == command.tokens[: command.cached_tokens]
+        else:
+            assert command.cached_tokens == 0
         self.in_engine[command.sequence] = attempt
+        self.keep_as[command.sequence] = command.keep_as
         assert len(self.in_engine) <= POLICY.worker.batch_max
         self.position[attempt] = len(wanted.delivered)
 
-    def see_report(self, report: StreamReport) -> None:
+    def see_report(self, to: str, report: StreamReport) -> None:
         assert (report.worker, report.incarnation, report.sent_s) == ("w", 1, self.now)
+        assert report.chunks
         for chunk in report.chunks:
             attempt = chunk.attempt
+            assert to == self.sent[attempt].controller, "news for somebody else"
             if chunk.code == Code.DEADLINE_EXCEEDED:
                 assert not chunk.tokens
                 continue
@@ -126,21 +228,48 @@ class WorkerWalk(RuleBasedStateMachine):
             if chunk.finish is not None or chunk.code is not None:
                 self.told_end.add(attempt)
 
+    def open(self) -> list[Dispatch]:
+        return [work.dispatch for work in self.node._open.values()]
+
+    def whole(self, attempt: AttemptId) -> tuple[int, ...]:
+        return self.sent[attempt].prompt + tuple(range(self.position[attempt]))
+
     @rule(
         name=NAMES,
         submission=st.sampled_from([1, 1, 1, 2]),
         number=st.integers(1, 4),
         lifetime_s=st.sampled_from([-1.0, 0.0, 0.3, 2.0, 5.0, 5.0]),
         delivered=st.sampled_from([0, 0, 2, 6]),
-        most=st.sampled_from([6, 6, 38]),
+        most=st.sampled_from([6, 6, 20, 38]),
         incarnation=st.sampled_from([1, 1, 1, 1, 0, 2]),
+        about=ABOUT,
     )
     def an_attempt_arrives(
-        self, name: str, submission: int, number: int, lifetime_s: float, delivered: int, most: int, incarnation: int
+        self,
+        name: str,
+        submission: int,
+        number: int,
+        lifetime_s: float,
+        delivered: int,
+        most: int,
+        incarnation: int,
+        about: About,
     ) -> None:
         """Perhaps one that arrived before: then with the same bytes."""
         attempt = AttemptId(name, submission, number)
-        fresh = dispatch(attempt, self.now + lifetime_s, delivered=delivered, most=most, incarnation=incarnation)
+        model, prompt, controller, session, priority = about
+        fresh = dispatch(
+            attempt,
+            self.now + lifetime_s,
+            delivered=delivered,
+            most=most,
+            incarnation=incarnation,
+            model=model,
+            prompt=prompt,
+            controller=controller,
+            session=session,
+            priority=priority,
+        )
         message = self.sent.setdefault(attempt, fresh)
         if not self.link:
             return
@@ -154,38 +283,74 @@ class WorkerWalk(RuleBasedStateMachine):
         self.feed(Received(message))
         others = [row for row in self.rows[rows:] if row != attempt]
         assert all(row.request_id == name for row in others), "an arrival ends nothing but its own request's past"
+        tokens = len(message.prompt) + message.max_tokens
         if late or foreign or older:
             assert self.rows[rows:] == [attempt]
             assert self.outcomes[attempt][-1] == "discarded"
             assert len(self.started) == started
-        elif len(message.delivered) >= message.max_tokens or (most > 37 and message.max_tokens > 37) or self.draining:
-            assert self.outcomes[attempt][-1] == "refused"
+        elif (
+            len(message.delivered) >= message.max_tokens
+            or tokens > POLICY.worker.context_max_tokens
+            or self.draining
+            or (self.bytes_max is not None and tokens * KV_BYTES[message.model] > self.bytes_max)
+        ):
+            assert self.outcomes[attempt][-1] in ("refused", "failed")
+
+    @rule(about=ABOUT, delivered=st.sampled_from([0, 0, 2]), most=st.sampled_from([3, 6, 20, 35]))
+    def a_new_request_arrives(self, about: About, delivered: int, most: int) -> None:
+        self.an_attempt_arrives(f"x{len(self.sent)}", 1, 1, 5.0, delivered, most, 1, about)
+
+    @rule(about=ABOUT, most=st.sampled_from([3, 6, 20, 35]))
+    def two_new_requests_arrive(self, about: About, most: int) -> None:
+        self.a_new_request_arrives(about, 0, most)
+        self.a_new_request_arrives(about, 0, most)
+
+    @precondition(lambda self: self.node._open)
+    @rule(data=st.data(), about=ABOUT, most=st.sampled_from([6, 35, 38]))
+    def a_newer_attempt_arrives(self, data: st.DataObject, about: About, most: int) -> None:
+        attempt = data.draw(st.sampled_from([message.attempt for message in self.open()]))
+        self.an_attempt_arrives(attempt.request_id, attempt.submission + 2, len(self.sent), 5.0, 0, most, 1, about)
+        assert attempt not in [message.attempt for message in self.open()]
+
+    @precondition(lambda self: self.in_engine)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def a_stream_ends(self, data: st.DataObject, count: int) -> None:
+        self.the_engine_reports(data, count, "length", 0)
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def a_copy_arrives(self, data: st.DataObject) -> None:
         attempt = data.draw(st.sampled_from(sorted(self.sent)))
-        self.an_attempt_arrives(attempt.request_id, attempt.submission, attempt.attempt, 1.0, 0, 6, 1)
+        about: About = ("m", (1, 2, 3), "c1", None, 0)
+        self.an_attempt_arrives(attempt.request_id, attempt.submission, attempt.attempt, 1.0, 0, 6, 1, about)
 
     @precondition(lambda self: self.link and self.received)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         attempt = data.draw(st.sampled_from(self.received))
-        was_running = attempt in self.in_engine.values()
-        waiting = self.node.gauges().queue_depth
         self.feed(Received(Withdraw(attempt)))
         assert attempt not in self.in_engine.values()
-        if was_running:
-            assert len(self.in_engine) == min(POLICY.worker.batch_max, self.running_before(waiting)), "the slot is free"
+        assert attempt not in [message.attempt for message in self.open()]
 
-    def running_before(self, waiting: int) -> int:
-        return POLICY.worker.batch_max if waiting else len(self.in_engine)
+    @precondition(lambda self: self.link and self.received)
+    @rule(controller=st.sampled_from(["c1", "c2"]), really=SELDOM)
+    def nobody_reads_the_reports_of_a_controller(self, controller: str, really: bool) -> None:
+        if not really:
+            return
+        others = [message.attempt for message in self.open() if message.controller != controller]
+        self.feed(NoResponders(controller, StreamReport("w", 1, self.now, ())))
+        assert [message.attempt for message in self.open()] == others
 
-    @precondition(lambda self: self.in_engine or self.gone)
-    @rule(data=st.data(), count=st.integers(1, 3), end=st.sampled_from([None, None, "length", "stop", "error"]))
-    def the_engine_reports(self, data: st.DataObject, count: int, end: str | None) -> None:
-        """Some of its sequences; one that was removed meanwhile may still be among them."""
-        numbers = sorted(self.in_engine) + self.gone[-2:]
+    @precondition(lambda self: self.in_engine or self.removed)
+    @rule(
+        data=st.data(),
+        count=st.integers(1, 3),
+        end=st.sampled_from([None, None, "length", "stop", "error"]),
+        measured=st.sampled_from([0, 0, 100, 900]),
+    )
+    def the_engine_reports(self, data: st.DataObject, count: int, end: str | None, measured: int) -> None:
+        """Some of its sequences; one that was removed meanwhile may still be among them, ended or not."""
+        numbers = sorted(self.in_engine) + self.removed[-2:]
         chosen = data.draw(st.lists(st.sampled_from(numbers), unique=True, min_size=1))
         progress = []
         for number in chosen:
@@ -194,20 +359,57 @@ class WorkerWalk(RuleBasedStateMachine):
             made = count
             if attempt is not None:
                 made = min(count, self.sent[attempt].max_tokens - at)
-                if end is not None:
+            tokens = tuple(range(at, at + made))
+            keep_as = self.keep_as[number]
+            part = SequenceProgress(number, tokens, (self.now,) * made, end)
+            if end is not None:
+                if attempt is not None:
                     del self.in_engine[number]
                     self.gone.append(number)
-            tokens = tuple(range(at, at + made))
-            progress.append(SequenceProgress(number, tokens, (self.now,) * made, end))
-        self.feed(EngineReport(tuple(progress), count))
+                else:
+                    self.removed.remove(number)
+                if end != "error" and keep_as is not None and (attempt is None or attempt in self.sent):
+                    part = self.kept(part, keep_as, attempt)
+            progress.append(part)
+        self.feed(EngineReport(tuple(progress), count, active_bytes=measured))
+
+    def kept(self, part: SequenceProgress, keep_as: int, attempt: AttemptId | None) -> SequenceProgress:
+        """The engine keeps the cache, whoever it belongs to."""
+        model = "m" if attempt is None else self.sent[attempt].model
+        if model not in self.loaded:
+            return part
+        tokens = (9,) if attempt is None else self.whole(attempt) + part.tokens
+        self.caches[keep_as] = (model, tokens)
+        return structs.replace(part, kept_tokens=len(tokens), kept_bytes=len(tokens) * KV_BYTES[model])
+
+    @precondition(lambda self: self.loading is not None)
+    @rule(well=st.sampled_from([True, True, True, False]))
+    def the_load_ends(self, well: bool) -> None:
+        model, self.loading = self.loading, None
+        assert model is not None
+        waited = [message.attempt for message in self.open() if message.model == model]
+        if well:
+            self.loaded.add(model)
+            self.feed(ModelLoaded(model, 1.0, KV_BYTES[model], WEIGHTS_BYTES[model], 0.7, 0.3))
+        else:
+            self.feed(ModelFailed(model, "no such file"))
+            assert not [attempt for attempt in waited if attempt in [message.attempt for message in self.open()]]
+
+    @rule(model=st.sampled_from(["m", "n"]), priority=st.integers(0, 3))
+    def somebody_asks_to_prewarm(self, model: str, priority: int) -> None:
+        if self.link:
+            self.feed(Received(Prewarm(model, priority)))
 
     @precondition(lambda self: self.link)
-    @rule()
-    def link_goes_down(self) -> None:
+    @rule(really=SELDOM)
+    def link_goes_down(self, really: bool) -> None:
+        if not really:
+            return
         self.link = False
         self.feed(LinkDown("test"))
         gauges = self.node.gauges()
         assert (gauges.active, gauges.queue_depth, len(self.in_engine)) == (0, 0, 0), "a slot is kept for nobody"
+        assert gauges.kv_bytes == 0
 
     @precondition(lambda self: not self.link)
     @rule()
@@ -217,14 +419,16 @@ class WorkerWalk(RuleBasedStateMachine):
         assert any(isinstance(command, Send) for command in commands), "it announces itself"
 
     @precondition(lambda self: self.link and len(self.received) > 25)
-    @rule()
-    def drain(self) -> None:
+    @rule(really=SELDOM)
+    def drain(self, really: bool) -> None:
+        if not really:
+            return
         self.draining = True
         before = dict(self.in_engine)
         self.feed(Received(Drain()))
         assert self.in_engine == before, "a drain loses nothing"
 
-    @rule(seconds=st.sampled_from([0.01, 0.2, 0.5, 2.0, 6.0]), on_time=st.booleans())
+    @rule(seconds=st.sampled_from([0.01, 0.01, 0.2, 0.5, 6.0]), on_time=st.booleans())
     def time_passes(self, seconds: float, on_time: bool) -> None:
         """Wakes come when they are due, or, after the process was frozen, all at once."""
         end_s = self.now + seconds
@@ -243,10 +447,35 @@ class WorkerWalk(RuleBasedStateMachine):
         gauges = self.node.gauges()
         assert gauges.active == len(self.in_engine) <= POLICY.worker.batch_max
         assert gauges.queue_depth <= POLICY.worker.queue_max
-        assert not gauges.queue_depth or gauges.active == POLICY.worker.batch_max, "a slot is free and somebody waits"
+        waiting = [work.dispatch for work in self.node._queue.works()]
+        if any(message.model in self.loaded for message in waiting):
+            assert gauges.active == POLICY.worker.batch_max, "a slot is free and somebody could have it"
+        for message in waiting:
+            assert message.model in self.loaded or self.loading is not None, "somebody waits for nothing"
         assert len(self.started) == len(set(self.started))
         assert len(self.received) - len(self.rows) == gauges.open_requests
         assert len(self.node._timers) == 1 + gauges.open_requests, "a timer per open attempt, and the heartbeat's"
+
+    @invariant()
+    def memory_is_what_is_held_and_within_its_limit(self) -> None:
+        if not hasattr(self, "node"):
+            return
+        gauges = self.node.gauges()
+        needs = [
+            (len(message.prompt) + message.max_tokens) * self.node._models.kv_bytes_per_token(message.model)
+            for message in self.open()
+        ]
+        assert gauges.kv_bytes == sum(needs)
+        assert sorted(self.node._cache._entries) == sorted(self.caches), "engine and worker agree on what is kept"
+        kept = sum(len(tokens) * KV_BYTES[model] for model, tokens in self.caches.values())
+        assert gauges.cache_bytes == kept <= gauges.cache_bytes_max
+        weights = sum(self.node._memory._weights.values())
+        ledger = weights + gauges.kv_bytes + gauges.cache_bytes
+        assert sorted(self.node._memory._weights) == sorted([*self.loaded, *([self.loading] if self.loading else [])])
+        assert gauges.memory_bytes >= ledger
+        assert self.bytes_max is None or ledger <= self.bytes_max
+        if not self.open():
+            assert gauges.memory_bytes == ledger, "an old measure keeps nobody out"
 
     def teardown(self) -> None:
         """In the end each arrival has exactly one row, and nothing is held."""
