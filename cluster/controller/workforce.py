@@ -36,8 +36,11 @@ class Workforce:
     def pick(self, entry: Entry, preferred: str | None, now: float) -> tuple[str | None, list[Command]]:
         """The worker for the next attempt of a request, None when nobody may take it now."""
         candidates, commands = self._candidates(entry, now)
-        probe = self._due_for_probe(candidates)
-        return probe or choose(self._policy.routing, candidates, preferred, entry.submit.priority), commands
+        for candidate in candidates:
+            # A half-open worker goes first: where every session has found another home, it would never be tried.
+            if self.breakers[candidate.worker].state is BreakerState.HALF_OPEN and not candidate.pressure:
+                return candidate.worker, commands
+        return choose(self._policy.routing, candidates, preferred, entry.submit.priority), commands
 
     def serving(self, model: str) -> list[str]:
         """Workers that could take a request for the model but for their load, their breaker or its own exclusions."""
@@ -86,10 +89,3 @@ class Workforce:
                 pressure = member.heartbeat.pressure
                 candidates.append(Candidate(worker, self.load(worker), member.warmth[model], pressure))
         return candidates, commands
-
-    def _due_for_probe(self, candidates: list[Candidate]) -> str | None:
-        """A half-open worker goes first: where every session has found another home, it would never be tried."""
-        for candidate in candidates:
-            if self.breakers[candidate.worker].state is BreakerState.HALF_OPEN:
-                return candidate.worker
-        return None
