@@ -92,6 +92,15 @@ def run(experiment: Experiment, world: str, seed: int, out: Path, address: str |
     return EXIT_INTERRUPTED if asked or ended_by == INTERRUPTED else EXIT_CODES[verdict.verdict]
 
 
+def prepare_ray(address: str | None) -> None:
+    """Set what Ray reads when it is imported; chaos.worlds.live imports it. address: see LiveWorld."""
+    if address is None:
+        # Unless it believes that the host is alone, it listens on every interface.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # That a process died is what experiments are about: the report tells it better than Ray.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+
+
 def _execute(
     experiment: Experiment, kind: str, seed: int, results: ResultsDirectory, progress: Progress, address: str | None
 ) -> str:
@@ -109,11 +118,7 @@ def _execute(
             if session.ended_by != INTERRUPTED:
                 raise
     else:
-        if address is None:
-            # Read when Ray is imported: unless it believes that the host is alone, it listens on every interface.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Also read then. That a process died is what experiments are about: the report tells it better than Ray.
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+        prepare_ray(address)
         from chaos.worlds.live import LiveWorld
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
