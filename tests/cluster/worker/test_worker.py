@@ -1,6 +1,7 @@
 """The worker under random interleavings of controller, engine, link and time, and the cases that deserve a name."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -619,9 +620,13 @@ def test_an_engine_that_died_fails_its_streams_and_takes_no_more() -> None:
     assert [chunk.code for chunk in chunks(refused)] == [Code.ENGINE_ERROR]
 
 
-def test_kv_bytes_are_those_of_the_running_attempts() -> None:
+def test_kv_bytes_are_those_of_all_that_were_accepted() -> None:
     node = ready()
-    node.handle(Received(dispatch(AttemptId("a", 1, 1), 9.0)), 0.0)
+    for name in "abc":
+        node.handle(Received(dispatch(AttemptId(name, 1, 1), 9.0)), 0.0)
+    assert (node.gauges().active, node.gauges().kv_bytes) == (2, 3 * (3 + 6) * 10)
+    for name in "bc":
+        node.handle(Received(Withdraw(AttemptId(name, 1, 1))), 0.0)
     assert node.gauges().kv_bytes == (3 + 6) * 10
     node.handle(Received(Withdraw(AttemptId("a", 1, 1))), 0.1)
     assert node.gauges().kv_bytes == 0
@@ -636,3 +641,238 @@ def test_a_slot_that_a_refused_successor_frees_goes_to_the_next_in_the_queue_at_
     assert [chunk.code for chunk in chunks(commands)] == [Code.INVALID_REQUEST]
     assert kinds(commands) == ["Remove", "Send", "Insert"]
     assert node.gauges().queue_depth == 0
+
+
+def send(node: WorkerNode, name: str, now: float, **fields: Any) -> list[Command]:
+    return list(node.handle(Received(dispatch(AttemptId(name, 1, 1), now + 99.0, **fields)), now))
+
+
+def told(commands: Iterable[Command]) -> list[Code | str | None]:
+    return [chunk.code for chunk in chunks(commands)]
+
+
+def events(commands: Iterable[Command], kind: str) -> list[str]:
+    rows = [command.row for command in commands if isinstance(command, Record)]
+    return [row.detail for row in rows if isinstance(row, EventRow) and row.kind == kind]
+
+
+def limited(bytes_max: int, *offers: ModelOffer, prewarm: bool = True, **memory: Any) -> WorkerNode:
+    policy = structs.replace(
+        POLICY,
+        memory=MemoryPolicy(bytes_max=bytes_max, **memory),
+        worker=structs.replace(POLICY.worker, prewarm=prewarm),
+    )
+    return WorkerNode("w", 1, policy, offers)
+
+
+def end(number: int, *tokens: int, kept: int = 0, kept_bytes: int = 0) -> EngineReport:
+    times_s = tuple(1.0 + at for at in range(len(tokens)))
+    part = SequenceProgress(number, tokens, times_s, "length", kept_tokens=kept, kept_bytes=kept_bytes)
+    return EngineReport((part,), len(tokens))
+
+
+def test_a_load_is_announced_before_the_engine_pauses_for_it() -> None:
+    node = WorkerNode("w", 1, POLICY, (ModelOffer("m"), ModelOffer("n", 1)))
+    commands = node.handle(LinkUp(), 0.0)
+    assert kinds(commands) == ["Send", "Send", "Load"]
+    assert [state.state for state in beats(commands)[-1].models] == ["cold", "loading"]
+    assert commands[-1] == Load("n")
+
+
+def test_models_load_one_after_the_other_and_say_how_long_it_took() -> None:
+    node = WorkerNode("w", 1, POLICY, (ModelOffer("m"), ModelOffer("n", 1)))
+    node.handle(Wake(), 0.0)
+    commands = node.handle(ModelLoaded("n", 2.0, 10, 99, 1.5, 0.5), 2.0)
+    assert kinds(commands) == ["Load"]
+    assert events(commands, "model_timing") == ['{"model":"n","load_s":2.0,"weights_s":1.5,"first_token_s":0.5}']
+    assert node.models() == {"m": "loading", "n": "warm"}
+    assert node.gauges().memory_bytes == 99
+
+
+def test_a_request_for_a_cold_model_waits_for_its_load_and_lets_those_of_warm_models_pass() -> None:
+    node = WorkerNode("w", 1, POLICY, (ModelOffer("m", 2), ModelOffer("n"), ModelOffer("o", 1)))
+    node.handle(LinkUp(), 0.0)
+    assert kinds(send(node, "a", 0.0, model="n")) == []
+    assert Load("n") in node.handle(ModelLoaded("m", kv_bytes_per_token=1), 1.0), "asked for, so before the higher o"
+    assert kinds(send(node, "b", 1.0, model="m")) == ["Insert"]
+    assert node.gauges().queue_depth == 1
+    assert "Load" not in kinds(send(node, "c", 1.0, model="n")), "it is under way"
+    commands = node.handle(ModelLoaded("n", kv_bytes_per_token=10), 2.0)
+    assert [command.model for command in commands if isinstance(command, Insert)] == ["n"]
+    assert node.gauges().kv_bytes == 9 * 1 + 2 * 9 * 10, "what waited has its reservation now"
+
+
+def test_without_prewarming_a_model_is_loaded_when_it_is_asked_for() -> None:
+    node = limited(10_000, ModelOffer("m"), prewarm=False)
+    assert kinds(node.handle(LinkUp(), 0.0)) == ["Send"]
+    assert kinds(send(node, "a", 1.0)) == ["Send", "Load"]
+
+
+def test_a_failed_load_answers_whoever_waits_and_may_be_tried_again() -> None:
+    node = WorkerNode("w", 1, POLICY, (ModelOffer("m"),))
+    node.handle(LinkUp(), 0.0)
+    send(node, "a", 0.0)
+    assert told(node.handle(ModelFailed("m", "no such file"), 1.0)) == [Code.ENGINE_ERROR]
+    assert told(send(node, "b", 1.0)) == [Code.ENGINE_ERROR]
+    assert node.gauges().open_requests == 0
+    assert kinds(node.handle(Received(Prewarm("m")), 2.0)) == ["Send", "Send", "Load"]
+
+
+def test_a_model_that_can_never_fit_fails_and_says_why() -> None:
+    node = limited(1_000, ModelOffer("m", 0, 1_001), ModelOffer("n", 0, 100))
+    commands = node.handle(LinkUp(), 0.0)
+    assert commands[-1] == Load("n"), "the next one is not held up"
+    assert node.models()["m"] == "failed: its weights need 1001 bytes of 1000, and that much is not free"
+    assert told(send(node, "a", 0.0, model="m")) == [Code.RESOURCE_LIMIT_EXCEEDED]
+
+
+def test_a_model_that_turns_out_too_large_leaves_again() -> None:
+    node = limited(1_000, ModelOffer("m"))
+    node.handle(LinkUp(), 0.0)
+    send(node, "a", 0.0)
+    commands = node.handle(ModelLoaded("m", 1.0, 10, 2_000), 1.0)
+    assert "Unload" in kinds(commands)
+    assert told(commands) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    assert node.gauges().memory_bytes == 0
+
+
+def test_an_idle_model_makes_room_for_one_that_is_asked_for_and_is_not_loaded_again_unasked() -> None:
+    node = limited(1_000, ModelOffer("m", 1, 600), ModelOffer("n", 0, 600))
+    node.handle(LinkUp(), 0.0)
+    assert "Load" not in kinds(node.handle(ModelLoaded("m", 1.0, 1, 600), 1.0)), "n is not worth turning m out"
+    commands = send(node, "a", 2.0, model="n")
+    assert kinds(commands) == ["Send", "Unload", "Send", "Load"]
+    assert node.models() == {"m": "cold", "n": "loading"}
+    commands = node.handle(ModelLoaded("n", 1.0, 1, 600), 3.0)
+    assert kinds(commands) == ["Send", "Insert"]
+    node.handle(end(1, 0, 1, 2, 3, 4, 5), 4.0)
+    assert node.models() == {"m": "cold", "n": "warm"}
+
+
+def test_a_busy_model_is_not_turned_out_and_the_other_may_be_asked_for_again() -> None:
+    node = limited(1_000, ModelOffer("m", 1, 600), ModelOffer("n", 0, 600))
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 1, 600), 1.0)
+    send(node, "a", 1.0)
+    assert told(send(node, "b", 1.0, model="n")) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    assert node.models() == {"m": "warm", "n": "cold"}, "it would fit later, so it has not failed"
+    node.handle(end(1, 0, 1, 2, 3, 4, 5), 2.0)
+    assert "Load" in kinds(send(node, "c", 2.0, model="n"))
+
+
+def test_what_is_accepted_fits_and_what_could_never_fit_is_refused() -> None:
+    node = limited(500, ModelOffer("m"))
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 10, 200), 1.0)
+    assert told(send(node, "a", 1.0, most=28)) == [Code.RESOURCE_LIMIT_EXCEEDED], "310 bytes of 300"
+    assert told(send(node, "b", 1.0, most=17)) == []
+    assert told(send(node, "c", 1.0, most=8)) == [Code.RESOURCE_LIMIT_EXCEEDED], "110 of 100"
+    assert told(send(node, "d", 1.0, most=7)) == []
+    assert node.gauges().memory_bytes == node.gauges().memory_bytes_max == 500
+    (beat,) = beats(node.handle(Wake(), 2.0))
+    assert beat.pressure == 2
+    node.handle(Received(Withdraw(AttemptId("b", 1, 1))), 2.0)
+    assert told(send(node, "e", 2.0, most=17)) == []
+
+
+def test_above_the_soft_limit_low_priority_is_refused_until_it_is_well_over() -> None:
+    node = limited(1_000, ModelOffer("m"), soft_share=0.5, resume_share=0.3)
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 10, 100), 1.0)
+    send(node, "a", 1.0, most=20)
+    assert told(send(node, "b", 1.0, most=20, priority=-1)) == []
+    assert told(send(node, "c", 1.0, priority=-1)) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    assert told(send(node, "d", 1.0)) == []
+    assert beats(node.handle(Wake(), 2.0))[0].pressure == 1
+    node.handle(Received(Withdraw(AttemptId("b", 1, 1))), 2.0)
+    assert told(send(node, "e", 2.0, priority=-1)) == [Code.RESOURCE_LIMIT_EXCEEDED], "420 bytes: not below 300 yet"
+    node.handle(Received(Withdraw(AttemptId("a", 1, 1))), 2.0)
+    assert told(send(node, "f", 2.0, priority=-1)) == []
+    assert beats(node.handle(Wake(), 3.0))[0].pressure == 0
+
+
+def test_a_second_turn_goes_on_from_the_first() -> None:
+    node = ready()
+    assert [c.keep_as for c in send(node, "a", 0.0, session="s") if isinstance(c, Insert)] == [1]
+    node.handle(end(1, 0, 1, 2, 3, 4, 5, kept=9, kept_bytes=90), 1.0)
+    assert node.gauges().cache_bytes == 90
+    assert beats(node.handle(Wake(), 1.0))[0].sessions == ("s",)
+    (insert,) = [
+        c for c in send(node, "b", 2.0, session="s", prompt=(1, 2, 3, 0, 1, 2, 9), most=4) if isinstance(c, Insert)
+    ]
+    assert (insert.cache, insert.cached_tokens, insert.keep_as) == (1, 6, 2)
+
+
+def test_tokens_that_were_delivered_elsewhere_count_for_caches_too() -> None:
+    node = ready()
+    send(node, "a", 0.0, session="s", delivered=2)
+    node.handle(end(1, 2, 3, 4, 5, kept=9, kept_bytes=90), 1.0)
+    (insert,) = [c for c in send(node, "b", 2.0, delivered=5, most=8) if isinstance(c, Insert)]
+    assert (insert.cache, insert.cached_tokens) == (1, 7), "three of the prompt, and all but one delivered"
+
+
+def test_the_cache_of_a_sequence_that_was_removed_meanwhile_is_dropped() -> None:
+    node = ready()
+    send(node, "a", 0.0)
+    node.handle(Received(Withdraw(AttemptId("a", 1, 1))), 0.5)
+    assert kinds(node.handle(end(1, 0, kept=4, kept_bytes=40), 1.0)) == ["DropCache"]
+    assert node.gauges().cache_bytes == 0
+
+
+def test_without_room_for_caches_the_engine_keeps_none() -> None:
+    node = ready(structs.replace(POLICY, memory=MemoryPolicy(cache_bytes_max=0)))
+    (insert,) = [c for c in send(node, "a", 0.0) if isinstance(c, Insert)]
+    assert insert.keep_as is None
+
+
+def test_each_controller_hears_of_its_own_streams_only_and_loses_them_when_it_is_gone() -> None:
+    node = ready()
+    send(node, "a", 0.0, controller="c1")
+    send(node, "b", 0.0, controller="c2")
+    send(node, "c", 0.0, controller="c1")
+    parts = tuple(SequenceProgress(number, (0,), (1.0,)) for number in (1, 2))
+    reports = [c for c in node.handle(EngineReport(parts, 1), 1.0) if isinstance(c, Send)]
+    assert [report.to for report in reports] == ["c1", "c2"]
+    assert all(report.needs_responder for report in reports)
+    assert beats(node.handle(Wake(), 1.0))[0].shares == (("c1", 2), ("c2", 1))
+    commands = node.handle(NoResponders("c1", reports[0].message), 1.5)
+    assert [c for c in commands if isinstance(c, Remove)] == [Remove(1)]
+    assert (node.gauges().active, node.gauges().queue_depth, node.gauges().kv_bytes) == (1, 0, 90)
+
+
+def test_higher_priority_starts_first_when_a_slot_comes_free() -> None:
+    node = ready()
+    for name, priority in [("a", 0), ("b", 0), ("low", -1), ("normal", 0), ("high", 1)]:
+        send(node, name, 0.0, priority=priority)
+    commands = node.handle(end(1, 0, 1, 2, 3, 4, 5), 1.0)
+    started = [c.row for c in commands if isinstance(c, Record) and isinstance(c.row, EventRow)]
+    assert [row.request_id for row in started if row.kind == "attempt_started"] == ["high"]
+
+
+def test_a_row_tells_how_full_the_batch_was_and_what_was_not_computed_again() -> None:
+    node = ready()
+    send(node, "a", 0.0, priority=1)
+    send(node, "b", 0.0)
+    parts = (
+        SequenceProgress(1, (0, 1), (1.0, 1.1), cached_tokens=2),
+        SequenceProgress(2, (0,), (1.1,)),
+    )
+    node.handle(EngineReport(parts, 2, 0.2, 5, 0.3), 1.1)
+    last = EngineReport((SequenceProgress(1, (2, 3), (1.2, 1.3), "stop"), SequenceProgress(2, (1, 2), (1.2, 1.3))), 2)
+    (row,) = [c.row for c in node.handle(last, 1.3) if isinstance(c, Record) and isinstance(c.row, AttemptRow)]
+    assert (row.tokens, row.batch_mean, row.cached_tokens, row.priority) == (4, (1 + 2 + 2 + 2) / 4, 2, 1)
+    gauges = node.gauges()
+    assert (gauges.steps, gauges.decode_s, gauges.prefill_tokens, gauges.prefill_s) == (4, 0.2, 5, 0.3)
+    assert (gauges.cached_tokens, gauges.tokens_made) == (2, 7)
+
+
+def test_a_drain_ends_what_was_taken_also_what_waits_for_a_load() -> None:
+    node = WorkerNode("w", 1, POLICY, (ModelOffer("m", 1), ModelOffer("n"), ModelOffer("o")))
+    node.handle(LinkUp(), 0.0)
+    send(node, "a", 0.0, model="n")
+    assert beats(node.handle(Received(Drain()), 0.5))[0].draining
+    assert told(send(node, "b", 0.6)) == [Code.WORKER_DRAINING]
+    assert Load("n") in node.handle(ModelLoaded("m", kv_bytes_per_token=1), 1.0)
+    commands = node.handle(ModelLoaded("n", kv_bytes_per_token=1), 2.0)
+    assert "Insert" in kinds(commands)
+    assert "Load" not in kinds(commands), "nobody needs another model now"
