@@ -1,4 +1,4 @@
-"""`python -m tests.verify`: all live evidence, one case after the other, in about 40 minutes on 2 cores.
+"""`python -m tests.verify`: all live evidence, one case after the other, in about 50 minutes on 2 cores.
 
 It can be stopped and started again: a case that gave what was expected at this state of the code is not played again.
 Exit code 0 only if every case has been played at this state and gave what was expected.
