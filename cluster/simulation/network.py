@@ -95,6 +95,10 @@ class Link:
         self.node = node
         self.condition = Condition()
         self.extra_latency_s = 0.0
+        self.frozen = False
+        self._freezes = 0
+        self._overdue = False
+        self._socket: list[Callable[[], None]] = []
         self.reconnects = -1
         self.messages_in = 0
         self.messages_out = 0
@@ -107,9 +111,48 @@ class Link:
     def close(self) -> None:
         """The node's process ends: its connection closes and is not made again."""
         self.closed = True
+        self._socket.clear()
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and connection.node_open:
             self._drop(connection)
+
+    def succeed(self, former: "Link") -> None:
+        """Stand behind the same proxy as the link of an earlier process of this node, with what the proxy holds."""
+        self.condition = former.condition
+        self.extra_latency_s = former.extra_latency_s
+        self._half_open = former._half_open
+
+    def freeze(self) -> None:
+        """The node's process stands still: what arrives waits at its socket, and nobody answers the broker's pings."""
+        self.frozen = True
+        self._freezes += 1
+        connection, freezes = self._connection, self._freezes
+        if connection is not None:
+            policy = self._network.policy
+            self._at_ping(
+                connection,
+                policy.broker_ping_s,
+                policy.broker_pings_outstanding_max,
+                lambda: self._broker_gives_up_frozen(connection, freezes),
+            )
+
+    def thaw(self) -> None:
+        """The process goes on. What waits at its socket is handled first, in order, the end of the connection last."""
+        self.frozen = False
+        self._freezes += 1
+        waiting, self._socket = self._socket, []
+        for arrived in waiting:
+            arrived()
+        if self._overdue:
+            self._overdue = False
+            self._connect()
+        if self._connection is not None and not self.condition.clear:
+            # Its own pings stood still too, and it counts the unanswered ones from here on.
+            self._watch_from_node(self._connection)
+
+    def hand(self, event: Event) -> None:
+        """Something for the node from its own host, in line with what the broker sends it."""
+        self._arrived(lambda: self._deliver(event))
 
     def counters(self, cid: int | None = None) -> Counters:
         """The view from both ends, of connection `cid` at the broker's end (default: the present one)."""
@@ -149,7 +192,7 @@ class Link:
         """Publish; without a connection the node learns at once that nothing was sent."""
         connection = self._connection
         if connection is None:
-            self._kernel.at(self._kernel.now, lambda: self._deliver(SendFailed(to, message)))
+            self._kernel.at(self._kernel.now, lambda: self._arrived(lambda: self._deliver(SendFailed(to, message))))
             return
         self.messages_out += 1
         if self.condition.upstream is Flow.PASS:
@@ -170,7 +213,7 @@ class Link:
     def echo(self) -> bool:
         """Whether a message to oneself, sent now over the present connection, comes back; it counts at both ends."""
         connection = self._connection
-        if connection is None:
+        if connection is None or self.frozen:
             return False
         self.messages_out += 1
         if self.condition.upstream is not Flow.PASS or not connection.broker_open:
@@ -198,11 +241,21 @@ class Link:
         connection.last_down_s = arrival_s
 
         def arrive() -> None:
-            if connection.node_open and not self.closed:
-                self.messages_in += 1
-                self._deliver(event)
+            if connection.node_open:
+                self._arrived(lambda: self._take(event))
 
         self._kernel.at(arrival_s, arrive)
+
+    def _arrived(self, act: Callable[[], None]) -> None:
+        """Something reaches the node's end: its process acts on it now, or once it has thawed."""
+        if self.frozen:
+            self._socket.append(act)
+        elif not self.closed:
+            act()
+
+    def _take(self, event: Event) -> None:
+        self.messages_in += 1
+        self._deliver(event)
 
     def _release(self, connection: _Connection) -> None:
         """What was held goes on its way, in order."""
@@ -217,7 +270,7 @@ class Link:
         """Both ends ping; each gives up when too many pings stay unanswered."""
         policy = self._network.policy
         epoch = self._epoch
-        self._at_ping(connection, policy.ping_s, policy.pings_outstanding_max, lambda: self._node_gives_up(epoch))
+        self._watch_from_node(connection)
         self._at_ping(
             connection,
             policy.broker_ping_s,
@@ -225,22 +278,39 @@ class Link:
             lambda: self._broker_gives_up(connection, epoch),
         )
 
+    def _watch_from_node(self, connection: _Connection) -> None:
+        policy = self._network.policy
+        epoch = self._epoch
+        self._at_ping(connection, policy.ping_s, policy.pings_outstanding_max, lambda: self._node_gives_up(epoch))
+
     def _at_ping(self, connection: _Connection, ping_s: float, outstanding: int, act: Callable[[], None]) -> None:
         age_s = self._kernel.now - connection.began_s
         sent = int(age_s / ping_s)
         self._kernel.at(connection.began_s + (sent + 1 + outstanding) * ping_s, act)
 
     def _node_gives_up(self, epoch: int) -> None:
-        if epoch == self._epoch and self._connection is not None:
+        if epoch == self._epoch and self._connection is not None and not self.frozen:
             self._lose(self._connection, "pings were not answered")
 
     def _broker_gives_up(self, connection: _Connection, epoch: int) -> None:
         if epoch == self._epoch:
             self._network.unregister(self.node, connection)
 
+    def _broker_gives_up_frozen(self, connection: _Connection, freezes: int) -> None:
+        if freezes != self._freezes:
+            return
+        self._network.unregister(self.node, connection)
+        if self.condition.downstream is Flow.PASS and not self.closed:
+            self._lose(connection, "connection closed by peer")
+
     def _lose(self, connection: _Connection, reason: str) -> None:
+        """The connection is at its end; a frozen node sees that when it has read what came before."""
+        if connection.node_open:
+            self._drop(connection)
+            self._arrived(lambda: self._lost(reason))
+
+    def _lost(self, reason: str) -> None:
         self._connection = None
-        self._drop(connection)
         self._deliver(LinkDown(reason))
         self._retry()
 
@@ -260,6 +330,9 @@ class Link:
 
     def _connect(self) -> None:
         if self.closed or self._connection is not None or self._connecting:
+            return
+        if self.frozen:
+            self._overdue = True
             return
         if self.condition.refused:
             self._retry()
@@ -294,7 +367,10 @@ class Network:
 
     def link(self, node: str, deliver: Callable[[Event], None], *, controller: bool = False) -> Link:
         """A new link for a node; it replaces the one of an earlier incarnation."""
-        link = self.links[node] = Link(self, node, deliver, controller=controller)
+        link = Link(self, node, deliver, controller=controller)
+        if node in self.links:
+            link.succeed(self.links[node])
+        self.links[node] = link
         return link
 
     def travel_s(self) -> float:

@@ -1,0 +1,287 @@
+"""A shell on the virtual clock: it drives the same nodes that the live shells drive."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from analysis.schema import EventRow, NodeRow, Row
+from cluster.caller import Observer, Source
+from cluster.controller.controller import ControllerNode
+from cluster.engine.timed import TimedEngine
+from cluster.node import (
+    Ask,
+    Command,
+    Deliver,
+    DropCache,
+    EngineReport,
+    Event,
+    Insert,
+    Load,
+    Node,
+    Received,
+    Record,
+    Remove,
+    Send,
+    Unload,
+    Wake,
+)
+from cluster.protocol import Message
+from cluster.simulation.kernel import Kernel
+from cluster.simulation.network import Network
+
+SAMPLE_S = 0.5
+
+
+class Sink(Protocol):
+    """Where a node's rows go; analysis.recorder.MetricsCollector is one."""
+
+    def append(self, row: Row, now: float) -> None:
+        """Take a row written at `now`, the node's clock."""
+
+
+class EngineClock:
+    """The node's clock without the stretches in which its process stood still: an engine's step goes on after one."""
+
+    def __init__(self) -> None:
+        # For each stretch its beginning in the engine's clock, and the seconds lost up to its end.
+        self._stops: list[tuple[float, float]] = []
+
+    def stopped(self, from_s: float, to_s: float) -> None:
+        """The process stood still between these times of the node's clock."""
+        lost_s = self._stops[-1][1] if self._stops else 0.0
+        self._stops.append((from_s - lost_s, lost_s + to_s - from_s))
+
+    def engines(self, now: float) -> float:
+        """The present time of the node's clock in the engine's."""
+        return now - self._stops[-1][1] if self._stops else now
+
+    def nodes(self, time_s: float) -> float:
+        """A time of the engine's clock in the node's."""
+        for began_s, lost_s in reversed(self._stops):
+            if time_s > began_s:
+                return time_s + lost_s
+        return time_s
+
+    def told(self, event: Event) -> Event:
+        """What the engine says, with the times of its tokens in the node's clock."""
+        if not self._stops or not isinstance(event, EngineReport):
+            return event
+        progress = tuple(
+            msgspec.structs.replace(part, times_s=tuple(self.nodes(time_s) for time_s in part.times_s))
+            for part in event.progress
+        )
+        return msgspec.structs.replace(event, progress=progress)
+
+
+class SimulatedNode:
+    """Drives one node: its link, its wake-ups, its rows, and its engine if it has one."""
+
+    def __init__(self, kernel: Kernel, network: Network, node: Node, sink: Sink, engine: TimedEngine | None = None):
+        self.node = node
+        self.link = network.link(node.name, self.feed, controller=isinstance(node, ControllerNode))
+        self._kernel = kernel
+        self._sink = sink
+        self._engine = engine
+        self._engine_clock = EngineClock()
+        self._frozen_s: float | None = None
+        self._wake_s: float | None = None
+        self._engine_due_s: float | None = None
+        self._source: Source | None = None
+        self._observer: Observer | None = None
+        self._asks: dict[str, Ask] = {}
+        self._source_s: float | None = None
+        self._late_asks: list[Ask] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone, however it went."""
+        return self.link.closed
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the process stands still."""
+        return self._frozen_s is not None
+
+    def start(self) -> None:
+        """Open the link and begin to wake the node."""
+        self._sink.append(EventRow(self._kernel.now, "node_started", self.node.name), self._kernel.now)
+        self.link.open()
+        self._arrange_wake()
+        self._keep_sampling()
+
+    def stop(self) -> None:
+        """The process ends in an orderly way; its last sample shows what is still open. A frozen one cannot."""
+        if self.ended or self.frozen:
+            self.crash()
+            return
+        self._sample()
+        self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
+        self.link.close()
+
+    def crash(self) -> None:
+        """The process is gone from one instant to the next; nothing if it was gone already."""
+        self._frozen_s = None
+        self.link.close()
+
+    def freeze(self) -> None:
+        """The process stands still where it is, its engine with it; nothing if it stands still or is gone."""
+        if not self.ended and not self.frozen:
+            self._frozen_s = self._kernel.now
+            self.link.freeze()
+
+    def thaw(self) -> None:
+        """The process goes on: what is at its socket first, then what is overdue; nothing if it was not frozen."""
+        if self._frozen_s is None:
+            return
+        self._engine_clock.stopped(self._frozen_s, self._kernel.now)
+        self._frozen_s = None
+        self.link.thaw()
+        self._wake_s = self._engine_due_s = self._source_s = None
+        self._arrange_wake()
+        if self._engine is not None:
+            self._arrange_engine()
+        if self._source is not None:
+            late, self._late_asks = self._late_asks, []
+            self._ask(late)
+            self._arrange_source()
+
+    def drive(self, source: Source, observer: Observer) -> None:
+        """Ask what `source` asks, from now on instead of an earlier one; `observer` is told of each ask and end."""
+        self._source = source
+        self._observer = observer
+        self._arrange_source()
+
+    def hear(self, message: Message) -> None:
+        """Hand the node a message that comes from its own host, not over the bus."""
+        self.link.hand(Received(message))
+
+    def feed(self, event: Event) -> None:
+        """Give the node an event now and carry out what it wants done."""
+        if self.ended:
+            return
+        assert not self.frozen, f"{self.node.name} stands still and handles nothing"
+        self._execute(self.node.handle(event, self._kernel.now))
+        self._arrange_wake()
+
+    def _execute(self, commands: Sequence[Command]) -> None:
+        now = self._kernel.now
+        for command in commands:
+            match command:
+                case Send(to, message, needs_responder):
+                    self.link.send(to, message, needs_responder)
+                case Record(row):
+                    self._sink.append(row, now)
+                case Deliver():
+                    self._delivered(command)
+                case _:
+                    self._command_engine(command)
+
+    def _command_engine(self, command: Command) -> None:
+        assert self._engine is not None, f"{self.node.name} has no engine for {command}"
+        now = self._engine_clock.engines(self._kernel.now)
+        match command:
+            case Insert():
+                self._engine.insert(command, now)
+            case Remove(sequence):
+                self._engine.remove(sequence, now)
+            case DropCache(cache):
+                self._engine.drop_cache(cache, now)
+            case Load(model):
+                self._engine.load(model, now)
+            case Unload(model):
+                self._engine.unload(model, now)
+        self._arrange_engine()
+
+    def _arrange_wake(self) -> None:
+        wake_s = self.node.next_wake()
+        if wake_s is not None and (self._wake_s is None or wake_s < self._wake_s):
+            self._wake_s = wake_s
+            self._kernel.at(wake_s, lambda: self._wake(wake_s))
+
+    def _wake(self, planned_s: float) -> None:
+        if planned_s != self._wake_s or self.ended or self.frozen:
+            return
+        self._wake_s = None
+        wake_s = self.node.next_wake()
+        if wake_s is not None and wake_s <= self._kernel.now:
+            self.feed(Wake())
+        else:
+            self._arrange_wake()
+
+    def _arrange_engine(self) -> None:
+        assert self._engine is not None
+        engine_s = self._engine.next_time()
+        due_s = None if engine_s is None else self._engine_clock.nodes(engine_s)
+        if due_s is not None and due_s != self._engine_due_s:
+            self._engine_due_s = due_s
+            self._kernel.at(due_s, lambda: self._advance(due_s))
+
+    def _advance(self, due_s: float) -> None:
+        if due_s != self._engine_due_s or self.ended or self.frozen:
+            return
+        assert self._engine is not None
+        self._engine_due_s = None
+        engine_s = self._engine.next_time()
+        # By the engine's own word: two clocks that are converted to and fro may round to just before it.
+        events = self._engine.advance(engine_s) if engine_s is not None else []
+        for event in events:
+            self.feed(self._engine_clock.told(event))
+        self._arrange_engine()
+
+    def _arrange_source(self) -> None:
+        assert self._source is not None
+        source_s = self._source.next_time()
+        if source_s is not None and source_s != self._source_s:
+            self._source_s = source_s
+            self._kernel.at(source_s, self._ask_due)
+
+    def _ask_due(self) -> None:
+        if self.frozen or self.ended:
+            return
+        assert self._source is not None
+        self._source_s = None
+        self._ask(self._source.due(self._kernel.now))
+        self._arrange_source()
+
+    def _ask(self, asks: list[Ask]) -> None:
+        assert self._observer is not None
+        if self.frozen:
+            self._late_asks += asks
+        if self.frozen or self.ended:
+            return
+        for ask in asks:
+            self._asks[ask.request_id] = ask
+            self._observer.asked(ask)
+            self.feed(ask)
+
+    def _delivered(self, delivery: Deliver) -> None:
+        if delivery.finish is None and delivery.code is None:
+            return
+        ask = self._asks.pop(delivery.request_id)
+        if self._source is not None and self._observer is not None:
+            self._observer.ended(ask, delivery, self._kernel.now)
+            asks = self._source.ended(delivery.request_id, self._kernel.now)
+            if asks:
+                # In its own turn: this delivery is part of a list of commands that is still being carried out.
+                self._kernel.at(self._kernel.now, lambda: self._ask(asks))
+
+    def _keep_sampling(self) -> None:
+        if not self.ended:
+            if not self.frozen:
+                self._sample()
+            self._kernel.at(self._kernel.now + SAMPLE_S, self._keep_sampling)
+
+    def _sample(self) -> None:
+        now, counters = self._kernel.now, self.link.counters()
+        row = NodeRow.of(
+            now,
+            self.node.gauges(),
+            link_up=counters.connected,
+            messages_in=counters.node_in,
+            messages_out=counters.node_out,
+            subscriptions=3 if self.link.controller else 1,
+            loop_lag_s=0.0,
+            gpu_busy_reason="simulated",
+        )
+        self._sink.append(row, now)
