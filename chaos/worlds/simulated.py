@@ -9,12 +9,12 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.worlds.world import Cut, HandleError, InfrastructureError, LinkState, Process, snapshot
+from chaos.worlds.world import Cut, HandleError, InfrastructureError, LinkState, snapshot
 from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
 from cluster.simulation.cluster import SimulatedCluster
-from cluster.simulation.kernel import Kernel, Task
+from cluster.simulation.kernel import Task
 from cluster.simulation.network import Condition, Flow
 from cluster.simulation.network import Link as NetworkLink
 from workloads.capacity import Completion, ProbePlan
@@ -33,18 +33,25 @@ CONDITIONS: dict[Cut, Condition] = {
 }
 _LEAD_S = 0.5
 _TRAVEL_S = 0.001
+_DRAIN_POLL_S = 0.02
+_LINK_S = 10.0
 
 
 class SimulatedLink:
     """See World's Link. A fault's TTL has no meaning here: the world ends with its process."""
 
-    def __init__(self, kernel: Kernel, link: NetworkLink) -> None:
-        self._kernel = kernel
-        self._link = link
+    def __init__(self, cluster: SimulatedCluster, node: str) -> None:
+        self._cluster = cluster
+        self._node = node
+
+    @property
+    def _link(self) -> NetworkLink:
+        # Each incarnation of the node has its own, behind the same proxy.
+        return self._cluster.nodes[self._node].link
 
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """See Link."""
-        await self._kernel.sleep(_TRAVEL_S)
+        await self._cluster.kernel.sleep(_TRAVEL_S)
         if cut is Cut.RESET:
             self._link.set_condition(CONDITIONS[Cut.REFUSE])
             self._link.set_condition(Condition())
@@ -53,13 +60,15 @@ class SimulatedLink:
 
     async def restore(self) -> None:
         """See Link."""
-        await self._kernel.sleep(_TRAVEL_S)
+        await self._cluster.kernel.sleep(_TRAVEL_S)
         if not self._link.condition.clear:
             self._link.set_condition(Condition())
 
     async def inspect(self, cid: int | None = None) -> LinkState:
         """See Link."""
-        await self._kernel.sleep(_TRAVEL_S)
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        if not self._cluster.running(self._node):
+            raise HandleError(f"{self._node}: its process is gone or stands still, and says nothing of its link")
         answered = self._link.echo()
         counters = self._link.counters(cid)
         return LinkState(
@@ -72,6 +81,74 @@ class SimulatedLink:
             broker_out=counters.broker_out,
             broker_pending_bytes=None if counters.broker_in is None else 0,
         )
+
+
+class SimulatedProcess:
+    """See World's Process. A freeze ends by itself after its TTL, as it does in a live world."""
+
+    def __init__(self, cluster: SimulatedCluster, node: str) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._freezes = 0
+
+    async def kill(self) -> None:
+        """See Process."""
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        self._refuse_gone("SIGKILL")
+        self._cluster.crash(self._node)
+
+    async def freeze(self, ttl_s: float) -> None:
+        """See Process."""
+        kernel = self._cluster.kernel
+        await kernel.sleep(_TRAVEL_S)
+        self._refuse_gone("SIGSTOP")
+        self._cluster.freeze(self._node)
+        self._freezes += 1
+        freezes = self._freezes
+        kernel.at(kernel.now + ttl_s, lambda: self._expire(freezes))
+
+    async def thaw(self) -> None:
+        """See Process."""
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        self._refuse_gone("SIGCONT")
+        self._freezes += 1
+        self._cluster.thaw(self._node)
+
+    async def drain(self, limit_s: float) -> bool:
+        """See Process."""
+        kernel, node = self._cluster.kernel, self._cluster.nodes[self._node]
+        if not self._cluster.running(self._node):
+            raise HandleError(f"{self._node}: its process is gone or stands still, and hears of no drain")
+        self._cluster.drain(self._node)
+        end_s = kernel.now + limit_s
+        while node.node.gauges().open_requests:
+            if kernel.now >= end_s:
+                return False
+            await kernel.sleep(_DRAIN_POLL_S)
+        return True
+
+    async def restart(self) -> None:
+        """See Process."""
+        self._freezes += 1
+        self._cluster.restart(self._node)
+        kernel, link = self._cluster.kernel, self._cluster.nodes[self._node].link
+        end_s = kernel.now + _LINK_S
+        while not link.counters().connected:
+            if kernel.now >= end_s:
+                raise HandleError(f"{self._node}: no link within {_LINK_S:g} s")
+            await kernel.sleep(_DRAIN_POLL_S)
+
+    async def alive(self) -> bool:
+        """See Process."""
+        return self._cluster.running(self._node)
+
+    def _refuse_gone(self, signal: str) -> None:
+        if self._cluster.nodes[self._node].ended:
+            raise HandleError(f"{self._node}: its process is gone, {signal} reaches nobody")
+
+    def _expire(self, freezes: int) -> None:
+        if freezes == self._freezes:
+            self._cluster.thaw(self._node)
 
 
 class SimulatedWorld:
@@ -95,8 +172,10 @@ class SimulatedWorld:
             experiment.workload.generators,
             seed,
             self._collector,
+            controllers=experiment.cluster.controllers,
             model=experiment.cluster.model,
         )
+        self._processes: dict[str, SimulatedProcess] = {}
         self._kernel = self._cluster.kernel
         self._director = self._collector("director", 1)
 
@@ -141,11 +220,15 @@ class SimulatedWorld:
 
     def link(self, node: str) -> SimulatedLink:
         """See World."""
-        return SimulatedLink(self._kernel, self._cluster.nodes[node].link)
+        return SimulatedLink(self._cluster, node)
 
-    def process(self, node: str) -> Process:
-        """See World."""
-        raise HandleError(f"{node}: processes of the simulated world have no handle")
+    def process(self, node: str) -> SimulatedProcess:
+        """See World. Raises HandleError for a client: the load is not to be hurt, it judges."""
+        if node.startswith("client-"):
+            raise HandleError(f"{node}: a client's process has no handle")
+        if node not in self._processes:
+            self._processes[node] = SimulatedProcess(self._cluster, node)
+        return self._processes[node]
 
     async def vocabulary(self) -> ByteVocabulary:
         """See World."""
@@ -194,7 +277,8 @@ class SimulatedWorld:
         """See World."""
         now = self._kernel.now
         standing = total([watch.standing(now, self._loads[client].finished) for client, watch in self._watches.items()])
-        return snapshot(self.now(), standing, self._cluster.controller.workers())
+        running = [node for node in self._cluster.controllers if self._cluster.running(node.name)]
+        return snapshot(self.now(), standing, running[0].workers() if running else {})
 
     def record(self, row: Row) -> None:
         """See World."""
@@ -246,4 +330,4 @@ class SimulatedWorld:
         )
 
     def _ready(self) -> int:
-        return self._cluster.controller.warm_workers(self._cluster.model)
+        return min(controller.warm_workers(self._cluster.model) for controller in self._cluster.controllers)
