@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from cluster.engine.blas import find_blas, is_active, preload_environment
-from cluster.node import EngineDied, EngineReport, Event, ModelFailed, ModelLoaded
+from cluster.node import EngineDied, EngineReport, Event, Insert, ModelFailed, ModelLoaded
 
 ROUNDS = 5
 PROMPT_TOKENS = 32
@@ -91,7 +91,7 @@ class _EngineSide:
         start_s = time.perf_counter()
         for prompt in _prompts(batch):
             self._sequence += 1
-            self._engine.insert(self._sequence, self._model, prompt, NEW_TOKENS)
+            self._engine.insert(Insert(self._sequence, self._model, tuple(prompt), NEW_TOKENS))
         with self._news:
             self._news.wait_for(lambda: self._finished == batch)
         return time.perf_counter() - start_s

@@ -5,21 +5,28 @@ hand it commands through a queue and learn from the events it emits.
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
 import msgspec
+from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.generate_utils import BatchStats
+from mlx_lm.sample_utils import make_sampler
 
+from cluster.engine import kv_cache
+from cluster.engine.totals import EngineTotals
 from cluster.engine.weights import model_directory
 from cluster.node import (
     Command,
+    DropCache,
     EngineDied,
     EngineReport,
     Event,
@@ -31,7 +38,7 @@ from cluster.node import (
     SequenceProgress,
     Unload,
 )
-from cluster.protocol import Token
+from cluster.protocol import Sampling, Token
 
 COMMANDS_MAX = 4096
 """How many commands may wait for a step boundary."""
@@ -43,54 +50,73 @@ class CommandsFull(RuntimeError):
     """More than COMMANDS_MAX commands wait: the engine has not come to a step boundary for a long time."""
 
 
-class EngineTotals(msgspec.Struct, frozen=True):
-    """What the engine has done since it started. None of these ever decreases.
-
-    steps: decode steps. prefill_tokens lacks the last token of each prompt: it is part of the first decode step.
-    """
-
-    steps: int = 0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-
-    def plus(self, stats: BatchStats) -> "EngineTotals":
-        """These totals and the work of one more interval."""
-        return EngineTotals(
-            steps=self.steps + stats.generation_steps,
-            decode_tokens=self.decode_tokens + stats.generation_tokens,
-            decode_s=self.decode_s + stats.decode_time,
-            prefill_tokens=self.prefill_tokens + stats.prompt_tokens,
-            prefill_s=self.prefill_s + stats.prompt_time,
-        )
-
-
 class _Sequence:
-    """A sequence in a generator, and its tokens that are not reported yet."""
+    """A sequence in a generator, and its tokens that are not reported yet. made: all that it has made."""
 
-    __slots__ = ("finish", "has_token", "model", "number", "times_s", "tokens", "uid")
+    __slots__ = (
+        "cached_tokens",
+        "finish",
+        "keep_as",
+        "kept_bytes",
+        "kept_tokens",
+        "made",
+        "model",
+        "number",
+        "prompt_tokens",
+        "times_s",
+        "tokens",
+        "uid",
+    )
 
-    def __init__(self, number: int, model: "_Model", uid: int) -> None:
-        self.number = number
+    def __init__(self, command: Insert, model: "_Model", uid: int, cached_tokens: int) -> None:
+        self.number = command.sequence
+        self.keep_as = command.keep_as
+        self.prompt_tokens = len(command.tokens)
         self.model = model
         self.uid = uid
-        self.has_token = False
+        self.cached_tokens = cached_tokens
+        self.made = 0
+        self.kept_tokens = 0
+        self.kept_bytes = 0
         self.tokens: list[Token] = []
         self.times_s: list[float] = []
         self.finish: str | None = None
+
+    def take_news(self) -> SequenceProgress | None:
+        """What is new since this was last called, if anything."""
+        if not self.tokens and self.finish is None:
+            return None
+        news = SequenceProgress(
+            self.number,
+            tuple(self.tokens),
+            tuple(self.times_s),
+            self.finish,
+            self.cached_tokens,
+            self.kept_tokens,
+            self.kept_bytes,
+        )
+        self.tokens.clear()
+        self.times_s.clear()
+        return news
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """A cache kept of a finished sequence of a model, and how many tokens it holds."""
+
+    model: "_Model"
+    cache: list[Any]
+    tokens: int
 
 
 class _Model:
     """A model in memory and its generator. `live`: its running sequences by the generator's ids."""
 
-    __slots__ = ("generator", "kv_bytes_per_token", "live", "load_s", "stats", "vocabulary", "window")
+    __slots__ = ("generator", "live", "loaded", "stats", "vocabulary", "window")
 
-    def __init__(self, generator: BatchGenerator, vocabulary: int, kv_bytes_per_token: int, load_s: float) -> None:
+    def __init__(self, generator: BatchGenerator, vocabulary: int, loaded: ModelLoaded) -> None:
         self.generator = generator
         self.vocabulary = vocabulary
-        self.kv_bytes_per_token = kv_bytes_per_token
-        self.load_s = load_s
+        self.loaded = loaded
         self.live: dict[int, _Sequence] = {}
         self.window = contextlib.ExitStack()
         self.stats: BatchStats = self.window.enter_context(generator.stats())
@@ -110,7 +136,7 @@ class _Model:
 
 
 class MlxEngine:
-    """Greedy decoding of many sequences and models at once.
+    """Decoding of many sequences and models at once.
 
     The methods may be called from any thread. Commands return at once and are applied at the next step boundary, in
     order; they raise CommandsFull, and are ignored after EngineDied. Events are emitted from the engine's thread;
@@ -130,8 +156,9 @@ class MlxEngine:
         """Start the thread.
 
         clock: the node's, in seconds. batch_max: sequences of a model that decode together; more wait their turn.
-        prefill_batch_max, prefill_step: prompts, and tokens of each, in one prefill chunk. flush_s: a report is made
-        when this has passed since the last one and there is news.
+        prefill_batch_max, prefill_step: prompts, and tokens of them all with their padding, in one prefill chunk; so
+        running streams wait no longer than one such chunk. flush_s: a report is made when this has passed since the
+        last one and there is news.
         """
         if min(batch_max, prefill_batch_max, prefill_step) < 1:
             raise ValueError("batch_max, prefill_batch_max and prefill_step must be at least 1")
@@ -146,11 +173,13 @@ class MlxEngine:
         self._closing = threading.Event()
         self._models: dict[str, _Model] = {}
         self._sequences: dict[int, _Sequence] = {}
+        self._kept: dict[int, _Kept] = {}
         self._refused: list[SequenceProgress] = []
         self._steps = 0
         self._must_report = False
         self._reported_s = clock()
         self._totals = EngineTotals()
+        self._told = EngineTotals()
         self._memory: dict[str, int] = {"active_bytes": 0, "peak_bytes": 0, "cache_bytes": 0}
         self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
         self._thread.start()
@@ -166,17 +195,21 @@ class MlxEngine:
         """Drop a model from memory. Its sequences end with `error`."""
         self._put(Unload(model))
 
-    def insert(self, sequence: int, model: str, tokens: Sequence[Token], max_tokens: int) -> None:
-        """Start a sequence under a number that no running sequence has; at most `max_tokens` new tokens.
+    def insert(self, command: Insert) -> None:
+        """Start a sequence under a number that no running sequence has.
 
         It ends at once with `error` when the model is not loaded, the prompt is empty or not of the vocabulary, or
-        max_tokens is below 1.
+        max_tokens is below 1. A cache that is not kept (any more) is not used.
         """
-        self._put(Insert(sequence, model, tuple(tokens), max_tokens))
+        self._put(command)
 
     def remove(self, sequence: int) -> None:
         """Take a sequence out; its tokens not reported yet are dropped. A sequence that has ended is ignored."""
         self._put(Remove(sequence))
+
+    def drop_cache(self, cache: int) -> None:
+        """Free a kept cache; one that is not there is ignored."""
+        self._put(DropCache(cache))
 
     def close(self, timeout_s: float) -> bool:
         """End the thread at the next step boundary, without further reports. Returns whether it has ended.
@@ -217,6 +250,7 @@ class MlxEngine:
                 model.close()
             self._models.clear()
             self._sequences.clear()
+            self._kept.clear()
             gc.collect()
             mx.synchronize(generation_stream)
             # MLX aborts the process at its exit when the streams of a thread outlive the thread.
@@ -245,6 +279,8 @@ class MlxEngine:
                     self._insert(command)
                 case Remove(sequence=number):
                     self._drop(number)
+                case DropCache(cache=number):
+                    self._kept.pop(number, None)
                 case Load(model=name):
                     self._load(name)
                 case Unload(model=name):
@@ -267,10 +303,26 @@ class MlxEngine:
             self._refused.append(SequenceProgress(command.sequence, (), (), "error"))
             self._must_report = True
             return
-        (uid,) = model.generator.insert([tokens], [command.max_tokens])
-        sequence = _Sequence(command.sequence, model, uid)
+        cache = self._cached(command, model)
+        cached_tokens = command.cached_tokens if cache is not None else 0
+        (uid,) = model.generator.insert(
+            [tokens[cached_tokens:]],
+            [command.max_tokens],
+            caches=[cache],
+            all_tokens=[tokens[:cached_tokens]],
+            samplers=[_sampler(command.sampling)],
+        )
+        sequence = _Sequence(command, model, uid, cached_tokens)
         model.live[uid] = sequence
         self._sequences[command.sequence] = sequence
+
+    def _cached(self, command: Insert, model: _Model) -> list[Any] | None:
+        """The cache that the sequence goes on from; one token at least is left to compute the next one from."""
+        kept = self._kept.get(command.cache) if command.cache is not None else None
+        usable = kept is not None and kept.model is model
+        if kept is None or not usable or not 0 < command.cached_tokens <= min(kept.tokens, len(command.tokens) - 1):
+            return None
+        return kv_cache.beginning(kept.cache, kept.tokens, command.cached_tokens)
 
     def _drop(self, number: int) -> None:
         sequence = self._sequences.pop(number, None)
@@ -289,8 +341,7 @@ class MlxEngine:
                 self._emit(ModelFailed(name, _one_line(error)))
                 return
             self._publish()
-        model = self._models[name]
-        self._emit(ModelLoaded(name, model.load_s, model.kv_bytes_per_token))
+        self._emit(self._models[name].loaded)
 
     def _open(self, name: str) -> _Model:
         start_s = self._clock()
@@ -304,10 +355,18 @@ class MlxEngine:
         }
         kv_bytes_per_token = _run_one_token(BatchGenerator(network, **options))
         load_s = self._clock() - start_s
-        _logger.info("loaded %s: weights %.3f s, first token %.3f s", name, weights_s, load_s - weights_s)
+        loaded = ModelLoaded(
+            name,
+            load_s,
+            kv_bytes_per_token,
+            sum(array.nbytes for _, array in tree_flatten(network.parameters())),
+            weights_s,
+            load_s - weights_s,
+        )
+        _logger.info("loaded %s: weights %.3f s, first token %.3f s", name, weights_s, loaded.first_token_s)
         generator = BatchGenerator(network, stop_tokens=stop_tokens, **options)
         vocabulary = config.get("vocab_size") or config["text_config"]["vocab_size"]
-        return _Model(generator, int(vocabulary), kv_bytes_per_token, load_s)
+        return _Model(generator, int(vocabulary), loaded)
 
     def _unload(self, name: str) -> None:
         model = self._models.pop(name, None)
@@ -317,12 +376,16 @@ class MlxEngine:
             sequence.finish = "error"
             self._must_report = True
         model.live.clear()
+        self._kept = {number: kept for number, kept in self._kept.items() if kept.model is not model}
         self._totals = self._totals.plus(model.close())
         gc.collect()  # a generator and its batches refer to each other
         mx.clear_cache()
         self._publish()
 
     def _step(self, model: _Model) -> None:
+        prompts = sum(not sequence.made for sequence in model.live.values())
+        # The generator's limit is for each prompt.
+        model.generator.prefill_step_size = max(1, self._prefill_step // max(1, min(prompts, self._prefill_batch_max)))
         _, responses = model.generator.next()
         if not responses:
             return
@@ -332,39 +395,47 @@ class MlxEngine:
         for response in responses:
             sequence = live[response.uid]
             finish = response.finish_reason
-            if finish is None:
-                if not sequence.has_token:
-                    sequence.has_token = self._must_report = True
-            else:
+            if finish != "stop":  # its token is the end token
+                self._must_report |= not sequence.made
+                sequence.made += 1
+                sequence.tokens.append(response.token)
+                sequence.times_s.append(now)
+            if finish is not None:
                 del live[response.uid]
                 sequence.finish = finish
                 self._must_report = True
-                if finish == "stop":
-                    continue  # its token is the end token
-            sequence.tokens.append(response.token)
-            sequence.times_s.append(now)
+                self._keep(sequence, response)
+
+    def _keep(self, sequence: _Sequence, response: Any) -> None:
+        """Keep the cache of a finished sequence: its prompt and what has been reported of it."""
+        if sequence.keep_as is None:
+            return
+        tokens = sequence.prompt_tokens + sequence.made
+        kept = kv_cache.keep(response.prompt_cache, len(response.all_tokens), tokens)
+        if kept is not None:
+            cache, sequence.kept_bytes = kept
+            sequence.kept_tokens = tokens
+            self._kept[sequence.keep_as] = _Kept(sequence.model, cache, tokens)
 
     def _report(self) -> None:
         """Emit all news of all sequences, if there is any."""
         progress = self._refused
         self._refused = []
         for sequence in list(self._sequences.values()):
-            if not sequence.tokens and sequence.finish is None:
-                continue
-            news = SequenceProgress(sequence.number, tuple(sequence.tokens), tuple(sequence.times_s), sequence.finish)
-            progress.append(news)
-            if sequence.finish is None:
-                sequence.tokens.clear()
-                sequence.times_s.clear()
-            else:
-                del self._sequences[sequence.number]
+            news = sequence.take_news()
+            if news is not None:
+                progress.append(news)
+                if news.finish is not None:
+                    del self._sequences[sequence.number]
         self._must_report = False
         if not progress:
             return
         self._reported_s = self._clock()
         self._publish()
         steps, self._steps = self._steps, 0
-        self._emit(EngineReport(tuple(progress), steps))
+        work, self._told = self._totals.minus(self._told), self._totals
+        active = self._memory["active_bytes"]
+        self._emit(EngineReport(tuple(progress), steps, work.decode_s, work.prefill_tokens, work.prefill_s, active))
 
     def _publish(self) -> None:
         """Make the levels readable for other threads: each is replaced as a whole."""
@@ -379,15 +450,20 @@ class MlxEngine:
         self._totals = totals
 
 
+@functools.lru_cache(maxsize=64)
+def _sampler(sampling: Sampling) -> Any:
+    """One object for equal samplings, for a batch that has only one is sampled in one go. None: greedy."""
+    if sampling.temperature <= 0:
+        return None
+    return make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
+
+
 def _run_one_token(generator: BatchGenerator) -> int:
     """Run the first token of a model, so that no request pays for it. Returns the KV bytes of one token."""
     try:
         generator.insert([[1, 2]], [1])
         responses = generator.next_generated()
-        # Read from the cache itself: a configuration names neither the element type nor every architecture's layout.
-        parts = [part for cache in responses[0].prompt_cache for part in cache.state]
-        arrays = [part for part in parts if isinstance(part, mx.array) and part.ndim == 4]
-        return sum(array.nbytes // array.shape[2] for array in arrays)
+        return kv_cache.bytes_per_token(responses[0].prompt_cache)
     finally:
         generator.close()
 

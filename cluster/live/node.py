@@ -16,6 +16,7 @@ from cluster.node import (
     Ask,
     Command,
     Deliver,
+    DropCache,
     Event,
     Insert,
     Load,
@@ -27,7 +28,6 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import LinkPolicy
-from cluster.protocol import Token
 
 _log = logging.getLogger(__name__)
 SAMPLE_S = 0.5
@@ -43,11 +43,14 @@ class Engine(Protocol):
     def unload(self, model: str) -> None:
         """Drop a model."""
 
-    def insert(self, sequence: int, model: str, tokens: tuple[Token, ...], max_tokens: int) -> None:
+    def insert(self, command: Insert) -> None:
         """Start a sequence at the next step boundary."""
 
     def remove(self, sequence: int) -> None:
         """Drop a sequence at the next step boundary."""
+
+    def drop_cache(self, cache: int) -> None:
+        """Free a kept cache."""
 
     def memory(self) -> dict[str, int]:
         """active_bytes, peak_bytes."""
@@ -163,8 +166,10 @@ class LiveNode:
     def _command_engine(self, command: Command) -> None:
         assert self.engine is not None, f"{self.node.name} has no engine for {command}"
         match command:
-            case Insert(sequence, model, tokens, max_tokens):
-                self.engine.insert(sequence, model, tokens, max_tokens)
+            case Insert():
+                self.engine.insert(command)
+            case DropCache(cache):
+                self.engine.drop_cache(cache)
             case Remove(sequence):
                 self.engine.remove(sequence)
             case Load(model):

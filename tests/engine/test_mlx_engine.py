@@ -2,126 +2,27 @@
 
 import itertools
 import json
-import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.engine.weights import model_directory
-from cluster.node import EngineDied, EngineReport, Event, ModelFailed, ModelLoaded, SequenceProgress
+from cluster.node import EngineDied, ModelFailed, ModelLoaded, SequenceProgress
 from cluster.protocol import Token
+from tests.engine.harness import MODEL, WAIT_S, Start, StepClock, prompts
 
 pytestmark = pytest.mark.live
-
-WAIT_S = 60.0
-MODEL = "tiny"
-
-
-def prompts(count: int, seed: int = 11) -> list[list[Token]]:
-    source = random.Random(seed)
-    return [[source.randrange(507) for _ in range(source.randrange(1, 48))] for _ in range(count)]
-
-
-class Bench:
-    """An engine with MODEL loaded, and all that it has emitted."""
-
-    def __init__(
-        self, *, batch_max: int = 8, flush_s: float = 0.02, clock: Callable[[], float], model: str = MODEL
-    ) -> None:
-        from cluster.engine.mlx import MlxEngine
-
-        self.events: list[Event] = []
-        self._news = threading.Condition()
-        self._open = threading.Event()
-        self._open.set()
-        self._numbers = itertools.count(1)
-        self.engine = MlxEngine(
-            self._take, clock, batch_max=batch_max, prefill_batch_max=8, prefill_step=2048, flush_s=flush_s
-        )
-        self.engine.load(model)
-        self.wait(lambda: len(self.events) == 1)
-
-    def _take(self, event: Event) -> None:
-        with self._news:
-            self.events.append(event)
-            self._news.notify_all()
-        self._open.wait(WAIT_S)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        with self._news:
-            assert self._news.wait_for(condition, WAIT_S), self.events[-3:]
-
-    def hold(self) -> None:
-        """Stop the engine's thread between two steps, so that what is inserted now is applied together."""
-        self._open.clear()
-        before = len(self.events)
-        self.engine.load(MODEL)
-        self.wait(lambda: len(self.events) > before and isinstance(self.events[-1], ModelLoaded))
-
-    def release(self) -> None:
-        self._open.set()
-
-    def insert(self, prompt: list[Token], max_tokens: int, model: str = MODEL) -> int:
-        number = next(self._numbers)
-        self.engine.insert(number, model, prompt, max_tokens)
-        return number
-
-    def reports(self) -> list[EngineReport]:
-        return [event for event in self.events if isinstance(event, EngineReport)]
-
-    def progress(self, number: int) -> list[SequenceProgress]:
-        return [each for report in self.reports() for each in report.progress if each.sequence == number]
-
-    def finish(self, *numbers: int) -> None:
-        self.wait(lambda: all(any(each.finish for each in self.progress(number)) for number in numbers))
-
-    def tokens(self, number: int) -> list[Token]:
-        return [token for each in self.progress(number) for token in each.tokens]
-
-    def complete(self, *jobs: tuple[list[Token], int], model: str = MODEL) -> list[list[Token]]:
-        numbers = [self.insert(prompt, max_tokens, model) for prompt, max_tokens in jobs]
-        self.finish(*numbers)
-        return [self.tokens(number) for number in numbers]
-
-
-Start = Callable[..., Bench]
-
-
-class StepClock:
-    """Goes on by `step_s` with each reading."""
-
-    def __init__(self, step_s: float) -> None:
-        self.step_s = step_s
-        self.readings = 0
-
-    def __call__(self) -> float:
-        self.readings += 1
-        return self.readings * self.step_s
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    benches: list[Bench] = []
-
-    def make(*, step_s: float = 0.001, **options: Any) -> Bench:
-        benches.append(Bench(clock=options.pop("clock", StepClock(step_s)), **options))
-        return benches[-1]
-
-    yield make
-    for bench in benches:
-        bench.release()
-        assert bench.engine.close(WAIT_S)
 
 
 def test_a_loaded_model_has_run_a_token(start: Start) -> None:
     bench = start()
     loaded = bench.events[0]
     assert isinstance(loaded, ModelLoaded)
+    assert loaded.weights_s + loaded.first_token_s == pytest.approx(loaded.load_s)
+    assert 2_000_000 < loaded.weights_bytes < 10_000_000
     assert loaded.load_s > 0
     assert loaded.kv_bytes_per_token == 2 * 4 * 128 * 4  # keys and values, layers, hidden, float32
     assert bench.engine.memory()["active_bytes"] > 2_000_000
@@ -315,12 +216,13 @@ def test_a_process_with_a_closed_engine_ends_normally() -> None:
     script = (
         "import queue, time\n"
         "from cluster.engine.mlx import MlxEngine\n"
+        "from cluster.node import Insert\n"
         "events = queue.Queue()\n"
         "options = {'batch_max': 1, 'prefill_batch_max': 1, 'prefill_step': 64, 'flush_s': 1.0}\n"
         "engine = MlxEngine(events.put, time.monotonic, **options)\n"
         "engine.load('tiny')\n"
         "events.get()\n"
-        "engine.insert(1, 'tiny', [1, 2], 1000)\n"
+        "engine.insert(Insert(1, 'tiny', (1, 2), 1000))\n"
         "events.get()\n"
         "assert engine.close(60)\n"
     )
