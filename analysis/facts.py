@@ -47,6 +47,10 @@ class QuietSpan(msgspec.Struct, frozen=True):
     end_s: float
     followed: bool
 
+    def ends_after(self, time_s: float) -> bool:
+        """Whether a moment before the span's end is meant: in that of the next injection the next fault is at work."""
+        return time_s < self.end_s if self.followed else time_s <= self.end_s
+
 
 def policy(history: History, section: str, name: str) -> float:
     """A number of the resolved policy. Raises CannotJudge when the experiment has none."""

@@ -391,6 +391,14 @@ def _reasons(
 
 
 def _everybody_hit(history: History) -> bool:
+    """Whether there was a time in which faults were on for every worker at once."""
     cluster = history.experiment.get("cluster")
     workers = cluster.get("workers") if isinstance(cluster, dict) else None
-    return isinstance(workers, int) and sum(name.startswith("worker-") for name in _targets(history)) >= workers
+    windows = fault_windows(history)
+    hit = [
+        {name for other in windows if other.overlaps(window.injected_s, window.injected_s) for name in other.targets}
+        for window in windows
+    ]
+    return isinstance(workers, int) and any(
+        sum(name.startswith("worker-") for name in names) >= workers for names in hit
+    )

@@ -12,7 +12,7 @@ from analysis import checkers
 from analysis.checkers import CHECKERS, run_checkers
 from analysis.facts import CannotJudge
 from analysis.history import History
-from analysis.schema import EventRow, Gauges, Segment
+from analysis.schema import EventRow, FaultRow, Gauges, Segment
 from analysis.verdict import InvariantResult, Outcome
 from tests.analysis.histories import HEALED_S, MAX_TOKENS, READY_AGAIN_S, RUN_END_S, WORKERS, Run, clean_run, sample
 
@@ -403,7 +403,7 @@ def test_what_a_controller_believed_dies_with_it() -> None:
         run.add("controller", EventRow(17.5, "worker_ready", worker), incarnation=2)
     assert "worker worker-0 is unknown" in rejected(run)[7].explanation
     run.add("controller", EventRow(17.6, "worker_ready", "worker-0"), incarnation=2)
-    assert 7 not in rejected(run)
+    assert rejected(run)[7].violations == 0
 
 
 def test_one_chance_arrival_is_no_backlog() -> None:
@@ -603,3 +603,13 @@ def test_rows_of_a_killed_controller_may_be_missing() -> None:
     assert set(rejected(run)) == {4}
     run.add("controller", EventRow(-9.0, "node_started", "controller"), incarnation=0)
     assert rejected(run) == {}
+
+
+def test_what_happens_in_the_moment_of_the_next_injection_is_no_relapse() -> None:
+    run = fresh()
+    again = {"name": "again", "injected_s": 26.0, "healed_s": 28.0}
+    run.add("director", FaultRow(**{**msgspec.structs.asdict(run.find("faults")[0]), **again}))
+    relapse(run)
+    assert rejected(run)[7].violations == 0
+    run.event("controller", 25.999, "breaker_opened", "worker-1")
+    assert rejected(run)[7].violations == 1

@@ -9,8 +9,9 @@ import pytest
 
 from analysis.history import UnreadableError
 from analysis.judge import judge, read_verdict, write_verdict
+from analysis.schema import FaultRow
 from analysis.verdict import CriterionResult, Outcome, Verdict
-from tests.analysis.histories import EXPERIMENT, Run, clean_run
+from tests.analysis.histories import EXPERIMENT, HEALED_S, Run, clean_run
 from tests.analysis.test_checkers import cut, executed_twice, fail, fresh, never_recovered, unexplained_error
 
 
@@ -202,6 +203,17 @@ def test_a_cluster_with_nobody_left_says_why() -> None:
     run.experiment = run.experiment | {"cluster": {"workers": 1}}
     unexplained_error(run)
     assert verdict_of(run).reasons[0] == "the faults hit every worker of the cluster, so nobody was left to take over"
+
+
+def test_workers_that_are_hit_one_after_the_other_leave_somebody() -> None:
+    run = fresh()
+    first = run.find("faults")[0]
+    for number, worker in enumerate(("worker-1", "worker-2"), 1):
+        at_s = HEALED_S + number
+        moved = {"name": worker, "targets": [worker], "injected_s": at_s, "healed_s": at_s + 0.5}
+        run.add("director", FaultRow(**{**msgspec.structs.asdict(first), **moved}))
+    unexplained_error(run)
+    assert not any("hit every worker" in reason for reason in verdict_of(run).reasons)
 
 
 @pytest.mark.parametrize("at_s", [0.5, 5.0, 11.0, 20.0, 27.0])
