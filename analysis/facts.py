@@ -47,9 +47,9 @@ class QuietSpan(msgspec.Struct, frozen=True):
     end_s: float
     followed: bool
 
-    def ends_after(self, time_s: float) -> bool:
-        """Whether a moment before the span's end is meant: in that of the next injection the next fault is at work."""
-        return time_s < self.end_s if self.followed else time_s <= self.end_s
+    def ends_after(self, times_s: "pd.Series[float]") -> "pd.Series[bool]":
+        """Which of these times lie before its end. In the moment of the next injection the next fault is at work."""
+        return times_s < self.end_s if self.followed else times_s <= self.end_s
 
 
 def policy(history: History, section: str, name: str) -> float:

@@ -166,7 +166,7 @@ def _whole_again(history: History, span: QuietSpan) -> float | None:
     """From when on until the span's end every worker is ready and every breaker closed; None if one is not."""
     whole_s = span.start_s
     for changes, good in ((membership(history.events), "ready"), (breakers(history.events), "closed")):
-        seen = changes[changes["time_s"].map(span.ends_after)]
+        seen = changes[span.ends_after(changes["time_s"])]
         for _, of_worker in seen.groupby("worker", sort=False):
             bad = np.flatnonzero((of_worker["state"] != good).to_numpy())
             if len(bad) == 0:

@@ -45,7 +45,7 @@ def _breaches(history: History, span: QuietSpan, due_s: float) -> list[Violation
     wanted = ((membership(history.events), "ready", "worker"), (breakers(history.events), "closed", "breaker of"))
     for changes, good, what in wanted:
         at_due = [(due_s, worker, state) for worker, state in states_at(changes, due_s).items()]
-        after = changes[(changes["time_s"] > due_s) & changes["time_s"].map(span.ends_after)]
+        after = changes[(changes["time_s"] > due_s) & span.ends_after(changes["time_s"])]
         later = list(zip(after["time_s"], after["worker"], after["state"], strict=True))
         found += [
             Violation(time_s, "", worker, f"{what} {worker} is {state} {time_s - span.start_s:.1f} s after the heal")
