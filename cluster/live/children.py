@@ -33,6 +33,8 @@ from cluster.live.process import (
 Say = Callable[[str], None]
 """Tells the user one line."""
 
+_PYTHON = (sys.executable, "-P", "-m")
+"""Without the working directory on its path, where anything may be called as we are."""
 _LOG_BYTES_MAX = 4 * 2**20
 _LINE_BYTES_MAX = 2**24
 _BACKOFF_S = 0.5
@@ -157,8 +159,7 @@ class Child:
         self._reason = ""
         self._began = asyncio.get_running_loop().create_future()
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
+            *_PYTHON,
             "cluster.live.process",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -184,7 +185,7 @@ class Child:
             if ended.done():
                 await asyncio.gather(*self._pumps)
                 why = self._reason or f"ended with code {process.returncode} at its start"
-                raise ChildFailed(f"{self.name}: {why}")
+                raise ChildFailed(f"{self.name}: {why.removeprefix(f'{self.name}: ')}")
             process.kill()
             await ended
             raise ChildFailed(f"{self.name}: not ready within {limit_s:g} s")
@@ -200,7 +201,7 @@ class Child:
             self.ready = None
             if time.monotonic() - began_s > _STABLE_S:
                 backoff_s = _BACKOFF_S
-            why = self._reason or f"ended with code {code}"
+            why = (self._reason or f"ended with code {code}").removeprefix(f"{self.name}: ")
             self._say(f"{self.name}: {why}; starting it again in {backoff_s:g} s")
             await asyncio.sleep(backoff_s)
             backoff_s = min(_BACKOFF_MAX_S, 2 * backoff_s)
@@ -272,7 +273,7 @@ class BrokerChild:
         self._end()
         with self._log.open("ab") as log:
             tether = self._tether = subprocess.Popen(
-                [sys.executable, "-m", "cluster.live.tether", *argv],
+                [*_PYTHON, "cluster.live.tether", *argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -18,9 +18,9 @@ _LOOK_S = 0.2
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program in `arguments`."""
-    # What a terminal sends to all is for whoever started us to act on.
+    # What a terminal sends to all is for whoever started us to act on. Not SIG_IGN: the program would inherit it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: None)
     try:
         program = subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, stdout=sys.stderr)
     except OSError as error:

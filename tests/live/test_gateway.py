@@ -13,6 +13,7 @@ import requests
 
 from cluster import serve
 from cluster.engine.weights import ModelUnavailable, model_directory
+from tests.gateway_fuzz import fuzz
 from tests.serving import Serving
 
 KEY = "a-key-of-this-test"
@@ -182,3 +183,12 @@ def test_a_real_model_knows_the_capital_of_france() -> None:
         stream = ai.chat.completions.create(model="smollm2-135m", messages=asked, max_tokens=24, stream=True)
         text = "".join(event.choices[0].delta.content or "" for event in stream)
         assert text == answer.choices[0].message.content
+
+
+@pytest.mark.live
+@pytest.mark.verify
+@pytest.mark.timeout(1_800)
+def test_ten_thousand_requests_of_every_kind_leave_nothing() -> None:
+    findings, _, _ = fuzz(10_000, seed=1)
+    assert findings.wrong == []
+    assert sum(findings.answers.values()) >= 9_000
