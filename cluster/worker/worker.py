@@ -303,10 +303,9 @@ class WorkerNode:
         return None if room is None else self._clear(room, now)
 
     def _clear(self, room: Room, now: float) -> list[Command]:
-        """Let go of what has to go. The caches of a model go with it."""
+        """Let go of what has to go. A model goes only when no cache is left."""
         commands: list[Command] = [DropCache(cache) for cache in room.caches]
         for model in room.models:
-            self._cache.forget_model(model)
             commands += [*self._model_state(model, now), Unload(model)]
         return commands
 

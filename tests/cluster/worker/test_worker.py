@@ -876,3 +876,64 @@ def test_a_drain_ends_what_was_taken_also_what_waits_for_a_load() -> None:
     commands = node.handle(ModelLoaded("n", kv_bytes_per_token=1), 2.0)
     assert "Insert" in kinds(commands)
     assert "Load" not in kinds(commands), "nobody needs another model now"
+
+
+def test_during_a_load_the_engine_owes_no_report() -> None:
+    node = limited(10_000, ModelOffer("m"), ModelOffer("n"), prewarm=False)
+    node.handle(LinkUp(), 0.0)
+    send(node, "a", 0.0)
+    node.handle(ModelLoaded("m", 1.0, 1, 10), 1.0)
+    assert beats(node.handle(Wake(), 3.0))[0].engine_silent_s == 2.0
+    send(node, "b", 3.0, model="n")
+    assert beats(node.handle(Wake(), 8.0))[0].engine_silent_s == 0.0
+    node.handle(ModelLoaded("n", 5.0, 1, 10), 8.0)
+    assert beats(node.handle(Wake(), 8.5))[0].engine_silent_s == 0.5
+
+
+def test_above_the_soft_limit_kept_caches_go_at_once() -> None:
+    node = limited(1_000, ModelOffer("m"), soft_share=0.5, resume_share=0.3)
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 10, 100), 1.0)
+    send(node, "a", 1.0, most=12)
+    node.handle(end(1, *range(6), kept=9, kept_bytes=90), 2.0)
+    assert node.gauges().cache_bytes == 90
+    send(node, "b", 2.0, most=20)
+    assert "DropCache" in kinds(send(node, "c", 2.0, most=20))
+    assert node.gauges().cache_bytes == 0
+
+
+def test_what_the_engine_says_it_holds_counts_and_is_forgotten_when_nobody_runs() -> None:
+    node = limited(1_000, ModelOffer("m"))
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 10, 100), 1.0)
+    send(node, "a", 1.0)
+    node.handle(EngineReport((SequenceProgress(1, (0,), (1.5,)),), 1, active_bytes=950), 1.5)
+    assert node.gauges().memory_bytes == 950
+    assert told(send(node, "b", 1.5)) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    node.handle(end(1, 1, 2, 3, 4, 5), 2.0)
+    assert node.gauges().memory_bytes == 100
+    assert told(send(node, "c", 2.0)) == []
+
+
+def test_the_model_that_nobody_has_asked_for_the_longest_makes_room() -> None:
+    node = limited(1_000, ModelOffer("m", 0, 400), ModelOffer("n", 0, 400), ModelOffer("o", 0, 400), prewarm=False)
+    node.handle(LinkUp(), 0.0)
+    for number, model in enumerate(("m", "n", "m"), 1):
+        send(node, f"r{number}", float(number), model=model)
+        if node.models()[model] == "loading":
+            node.handle(ModelLoaded(model, 1.0, 1, 400), float(number))
+        node.handle(end(number, *range(6)), float(number))
+    assert Unload("n") in send(node, "z", 9.0, model="o")
+
+
+def test_a_request_that_could_not_even_fit_alone_turns_nobody_out() -> None:
+    node = limited(1_000, ModelOffer("m", 0, 600), ModelOffer("n", 0, 600), prewarm=False)
+    node.handle(LinkUp(), 0.0)
+    for number, model in enumerate(("m", "n"), 1):
+        send(node, f"r{number}", float(number), model=model)
+        node.handle(ModelLoaded(model, 1.0, 20, 600), float(number))
+        node.handle(end(number, *range(6)), float(number))
+    assert node.models() == {"m": "cold", "n": "warm"}
+    commands = send(node, "z", 9.0, model="m", most=20)
+    assert told(commands) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    assert node.models() == {"m": "cold", "n": "warm"}, "460 bytes beside 600 of weights"
