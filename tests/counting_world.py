@@ -59,8 +59,14 @@ def count(actor: Any) -> dict[str, int]:
     found = {"link.subscriptions": shell.link.facts().subscriptions, "tasks": len(asyncio.all_tasks(shell._loop))}
     gauges = msgspec.structs.asdict(shell.node.gauges())
     found |= {f"gauge.{name}": gauges[name] for name in ("queue_depth", "active", "open_requests", "kv_bytes")}
+    return found | count_collections(node=shell.node, shell=shell, link=shell.link, engine=shell.engine)
+
+
+def count_collections(**parts: Any) -> dict[str, int]:
+    """The length of every collection that hangs on objects of ours, by the way to it."""
+    found: dict[str, int] = {}
     seen: set[int] = set()
-    for name, part in (("node", shell.node), ("shell", shell), ("link", shell.link), ("engine", shell.engine)):
+    for name, part in parts.items():
         _walk(name, part, found, seen)
     return found
 
