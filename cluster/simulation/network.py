@@ -108,12 +108,20 @@ class Link:
         """Connect, and keep connecting whenever the connection is lost."""
         self._connect()
 
-    def close(self) -> None:
-        """The node's process ends: its connection closes and is not made again."""
+    def close(self, *, flush: bool = False) -> None:
+        """The node's process ends: its connection closes and is not made again.
+
+        flush: what the node has sent arrives before the end of the connection. Otherwise both break off at once.
+        """
         self.closed = True
         self._socket.clear()
         connection, self._connection = self._connection, None
-        if connection is not None and connection.node_open:
+        if connection is None or not connection.node_open:
+            return
+        if flush and self.condition.clear:
+            connection.node_open = False
+            self._close_after_held(connection)
+        else:
             self._drop(connection)
 
     def succeed(self, former: "Link") -> None:

@@ -117,7 +117,7 @@ class SimulatedNode:
             return
         self._sample()
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
-        self.link.close()
+        self.link.close(flush=True)
 
     def crash(self) -> None:
         """The process is gone from one instant to the next; nothing if it was gone already."""
