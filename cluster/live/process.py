@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LINK_S = 10.0
 _LINE_BYTES_MAX = 2**24
 _WATCH_S = 0.2
+_STOP_S = 4.0
 
 
 class Line(msgspec.Struct, frozen=True, tag_field="type"):
@@ -278,7 +279,8 @@ async def _obey(pipe: Pipe, part: NodePart | GatewayPart, first: "asyncio.Future
         line.cancel()
         for drain in draining:
             drain.cancel()
-        await part.stop()
+        # Not wait_for: what does not end when it is cancelled would be awaited for ever.
+        await asyncio.wait((asyncio.ensure_future(part.stop()),), timeout=_STOP_S)
 
 
 async def _drain(pipe: Pipe, part: NodePart | GatewayPart, limit_s: float) -> None:
@@ -291,10 +293,16 @@ def main() -> int:
     # What a terminal sends to all is for whoever started us to act on.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    code = asyncio.run(live())
-    sys.stderr.flush()
-    # A thread that hangs in a driver must not keep a process alive that has ended otherwise.
-    os._exit(code)
+    code = 1
+    try:
+        # Not asyncio.run: that waits for every task, and nats-py's reconnecting one swallows its cancellation.
+        code = asyncio.new_event_loop().run_until_complete(live())
+    except Exception:
+        logging.exception("ended by an error of ours")
+    finally:
+        sys.stderr.flush()
+        # Nor may a thread that hangs in a driver keep a process alive that has ended otherwise.
+        os._exit(code)
 
 
 if __name__ == "__main__":
