@@ -1,6 +1,7 @@
 """A cluster on this machine that stays up: broker, controllers, workers and gateway as children of this process."""
 
 import asyncio
+import contextlib
 import shlex
 import signal
 import socket
@@ -213,8 +214,9 @@ class Serving:
 
 
 def say(line: str) -> None:
-    """One line for the user."""
-    print(line, flush=True)
+    """One line for the user. A pipe that nobody reads any more is no reason to stop serving."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 async def serve(plan: Plan) -> int:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 import requests
 
@@ -116,6 +117,8 @@ def test_a_served_cluster_keeps_what_the_api_promises() -> None:
         assert json.loads(pasted.stdout)["object"] == "chat.completion", shlex.quote(serving.curl)
         _a_killed_worker_comes_back(serving, ai)
         assert not any(KEY in line for line in serving.lines)
+        for node in ("controller-0", "gateway"):
+            assert KEY not in str(psutil.Process(serving.pid_of(node)).environ())
         for process in serving.family.alive():
             assert KEY not in process
             assert "nats://" not in process
