@@ -30,8 +30,9 @@ from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
-from cluster.engine.bench import Ratio
+from cluster.engine.bench import Gain, Ratio
 from cluster.engine.blas import find_blas, preload_environment
+from cluster.engine.weights import SMOLLM2, ModelUnavailable, model_directory
 from cluster.live.broker import Broker
 from cluster.node import (
     Ask,
@@ -65,7 +66,9 @@ from cluster.protocol import (
 )
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
+from tests.control_plane_bench import control_plane_rows
 from tests.processes import ROOT
+from tests.serving_bench import serving_rows
 
 SIMULATED = ("workload.rate=100/s", "workload.rate_max=100/s", "workload.sessions=200")
 PHASES = {"warm_up": 10, "baseline": 25, "fault": 40, "recovery": 26}
@@ -161,21 +164,54 @@ def _timed(
 def engine_rows() -> list[Row]:
     """The engine against mlx-lm's bare BatchGenerator, in a process of its own with the fast BLAS in it."""
     blas = find_blas()
-    code = (
-        "import sys, msgspec; from cluster.engine.bench import measure; "
-        f"sys.stdout.buffer.write(msgspec.json.encode(measure(rounds={ENGINE_ROUNDS})))"
-    )
-    environment = os.environ | preload_environment(blas)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
-    return [
+    found = _in_engine_process(f"from cluster.engine.bench import measure as m; found = m(rounds={ENGINE_ROUNDS})")
+    ratios = msgspec.json.decode(found, type=list[Ratio])
+    rows = [
         (
-            f"engine at batch {found.batch} (BLAS: {blas.name})",
-            f"{found.engine_per_s:.0f} tokens/s",
-            f"BatchGenerator {found.raw_per_s:.0f} tokens/s",
-            f"{found.ratio:.3f} ({found.ratio_min:.3f} to {found.ratio_max:.3f})",
+            f"engine at batch {ratio.batch} (BLAS: {blas.name})",
+            f"{ratio.engine_per_s:.0f} tokens/s",
+            f"BatchGenerator {ratio.raw_per_s:.0f} tokens/s",
+            f"{ratio.ratio:.3f} ({ratio.ratio_min:.3f} to {ratio.ratio_max:.3f})",
         )
-        for found in msgspec.json.decode(done.stdout, type=list[Ratio])
+        for ratio in ratios
     ]
+    one, most = ratios[0], ratios[-1]
+    gain = most.engine_per_s / one.engine_per_s
+    text = f"one saturated worker's engine, batch {most.batch} over batch {one.batch}"
+    return [
+        *rows,
+        (text, f"{most.engine_per_s:.0f} tokens/s", f"{one.engine_per_s:.0f} tokens/s", f"{gain:.2f}"),
+        *gain_rows(),
+    ]
+
+
+def gain_rows() -> list[Row]:
+    """What kept caches and a loaded model save, for `tiny` and, where it has been pulled, for a real model."""
+    rows: list[Row] = []
+    for model in ("tiny", SMOLLM2):
+        try:
+            model_directory(model)
+        except ModelUnavailable as error:
+            rows.append((f"{model}: {error}", "", "", ""))
+            continue
+        found = _in_engine_process(f"from cluster.engine.gains import gains as g; found = g({model!r}, rounds=3)")
+        rows += [
+            (
+                f"{model}: {gain.what}",
+                f"{gain.with_s * 1e3:.1f} ms",
+                f"without {gain.without_s * 1e3:.1f} ms",
+                f"{gain.ratio:.3f}",
+            )
+            for gain in msgspec.json.decode(found, type=list[Gain])
+        ]
+    return rows
+
+
+def _in_engine_process(code: str) -> bytes:
+    """What the code leaves in `found`, as JSON. MLX stays out of this process, and has its BLAS in that one."""
+    code = f"import sys, msgspec; {code}; sys.stdout.buffer.write(msgspec.json.encode(found))"
+    environment = os.environ | preload_environment(find_blas())
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
 
 
 class NullCluster:
@@ -355,6 +391,8 @@ def main() -> int:
         ("nodes", node_rows),
         ("codec", codec_rows),
         ("engine", engine_rows),
+        ("control plane on NATS", control_plane_rows),
+        ("served cluster", serving_rows),
     ):
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         rows += measure()

@@ -29,6 +29,15 @@ class Ratio(msgspec.Struct, frozen=True):
     ratio_max: float
 
 
+class Gain(msgspec.Struct, frozen=True):
+    """Medians of the time to the first token, seconds, without and with; ratio: with over without, of the medians."""
+
+    what: str
+    without_s: float
+    with_s: float
+    ratio: float
+
+
 def measure(model: str = "tiny", batches: tuple[int, ...] = (1, 8), rounds: int = ROUNDS) -> list[Ratio]:
     """Run both sides in turn, `rounds` times after one round to warm up, in this process.
 

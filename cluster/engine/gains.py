@@ -5,8 +5,7 @@ import statistics
 import threading
 import time
 
-import msgspec
-
+from cluster.engine.bench import Gain
 from cluster.engine.mlx import MlxEngine
 from cluster.node import EngineDied, EngineReport, Event, Insert, ModelFailed, ModelLoaded
 from cluster.protocol import Token
@@ -15,15 +14,6 @@ PREFIX_TOKENS = (64, 256, 1024)
 REST_TOKENS = 16
 _NEW_TOKENS = 4
 _FLUSH_S = 0.05
-
-
-class Gain(msgspec.Struct, frozen=True):
-    """Medians of the time to the first token, seconds, without and with; ratio: with over without, of the medians."""
-
-    what: str
-    without_s: float
-    with_s: float
-    ratio: float
 
 
 def gains(model: str = "tiny", rounds: int = 5) -> list[Gain]:
