@@ -12,7 +12,7 @@ from tests.cluster.simulation.stage import CUTS, DEADLINE_S, POLICY, Stage
 pytestmark = pytest.mark.simulated
 
 DAYS = settings(
-    max_examples=int(os.environ.get("BAD_DAYS", "150")),
+    max_examples=int(os.environ.get("BAD_DAYS", "120")),
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
