@@ -211,7 +211,8 @@ def _in_engine_process(code: str) -> bytes:
     """What the code leaves in `found`, as JSON. MLX stays out of this process, and has its BLAS in that one."""
     code = f"import sys, msgspec; {code}; sys.stdout.buffer.write(msgspec.json.encode(found))"
     environment = os.environ | preload_environment(find_blas())
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    return done.stdout
 
 
 class NullCluster:
