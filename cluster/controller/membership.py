@@ -135,13 +135,24 @@ class Membership:
     def see_again(self, now: float) -> None:
         """Our link is back: everybody gets the full time to be heard."""
         self._blind = False
+        self._give_time(now)
+
+    def _give_time(self, now: float) -> None:
         for worker, member in self.members.items():
             if member.liveness is not Liveness.DEAD:
                 member.heard_s = now
                 self._timers.set(worker, now + self._policy.suspect_after_s)
 
     def sweep(self, now: float) -> list[Change]:
-        """Suspect or bury those whose time is up."""
+        """Suspect or bury those whose time is up.
+
+        A sweep that comes late by more than a heartbeat says that we did not run (frozen, or the host stood still):
+        what was sent meanwhile waits to be read, so it was our silence, and everybody gets the full time again.
+        """
+        due_s = self._timers.next()
+        if due_s is not None and now > due_s + self._policy.heartbeat_s:
+            self._give_time(now)
+            return []
         changes: list[Change] = []
         for worker in self._timers.due(now):
             member = self.members[worker]

@@ -45,10 +45,13 @@ def test_a_silent_worker_is_suspected_and_then_dead_and_a_heartbeat_brings_it_ba
     assert serves(members)
 
 
-def test_a_late_sweep_buries_at_once() -> None:
+def test_a_controller_that_did_not_run_takes_its_own_silence_for_nobodys_death() -> None:
     members = Membership(POLICY)
     members.heard(beat(), 0.0)
-    assert told(members, 60.0) == [Liveness.DEAD]
+    assert told(members, 60.0) == []
+    assert liveness(members) is Liveness.READY
+    overdue_s = 60.0 + POLICY.suspect_after_s
+    assert told(members, overdue_s) == [Liveness.SUSPECTED]
 
 
 @pytest.mark.parametrize("skew_s", [-1e6, 1e6])
@@ -126,7 +129,8 @@ def test_a_controller_without_a_link_buries_nobody_and_gives_everybody_the_full_
 def test_those_who_were_dead_stay_dead_when_sight_returns() -> None:
     members = Membership(POLICY)
     members.heard(beat(), 0.0)
-    members.sweep(10.0)
+    members.sweep(POLICY.suspect_after_s)
+    members.sweep(POLICY.dead_after_s)
     members.go_blind()
     members.see_again(20.0)
     assert liveness(members) is Liveness.DEAD
