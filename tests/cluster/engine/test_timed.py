@@ -495,3 +495,25 @@ def test_a_broken_model_fails_and_a_dead_engine_says_nothing_more() -> None:
     engine.insert(Insert(2, "a", (1, 2), 9), 3.0)
     assert engine.next_time() is None
     assert engine.advance(9.0) == []
+
+
+def test_a_cache_serves_its_own_model_only_and_goes_with_it() -> None:
+    first = Act(0, "insert", 1, 9, 5, keep=True)
+    again = Act(20_000, "insert", 3, 9, 5, cache=1, cached=8)
+    other = [Act(8_000, "load", model="b"), again._replace(model="b")]
+    reloaded = [Act(8_000, "unload"), Act(9_000, "load"), again]
+    for acts, cached in [([again], 8), (other, 0), (reloaded, 0)]:
+        told = reports(run_timed([first, *acts]))
+        assert sum(part.cached_tokens for _, report in told for part in report.progress) == cached
+
+
+def test_models_take_turns_step_by_step() -> None:
+    acts = [Act(0, "load", model="b"), Act(9_000, "insert", 1, 1, 9), Act(9_000, "insert", 2, 1, 9, "b")]
+    assert run_timed(acts) == run_plain(acts)
+    steps = sorted(
+        (time_s, part.sequence)
+        for _, report in reports(run_timed(acts))
+        for part in report.progress
+        for time_s in part.times_s
+    )
+    assert [sequence for _, sequence in steps] == [1, 2] * 9

@@ -154,6 +154,9 @@ def test_every_session_is_told_in_its_turn_and_the_last_ones_always(sessions: in
     assert len(told) == sessions, "nobody is left out"
     cache.find("m", "s0", (0, 1))
     assert cache.tell()[0] == "s0", "who has just been here comes first"
+    while cache.evict() is not None:
+        pass
+    assert not cache._told, "nothing is remembered of who has gone"
 
 
 def test_a_search_among_hundreds_of_long_caches_compares_only_what_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
