@@ -141,6 +141,23 @@ def warm(cluster: SimulatedCluster) -> bool:
     return all(controller.warm_workers(cluster.model) == 3 for controller in cluster.controllers)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_streams_of_a_killed_worker_go_on_as_soon_as_its_next_incarnation_is_heard(seed: int) -> None:
+    stage = Stage(seed)
+    stage.offer(60, 0.08)
+    stage.wait(2.02)
+    died_s = stage.now
+    stage.do("crash", "worker-1")
+    stage.do("restart", "worker-1")
+    stage.wait(5.0 + DEADLINE_S)
+    stage.assert_sound()
+    stage.assert_whole()
+    assert {row.outcome for row in stage.requests()} == {"completed"}
+    lost = [row for row in stage.attempts("controller") if row.code == "WORKER_LOST"]
+    assert lost
+    assert all(row.worker == "worker-1" and row.ended_s < died_s + 0.01 for row in lost)
+
+
 @pytest.mark.parametrize("down_s", [0.0, 1.0, 7.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restarted_controller_knows_all_workers_within_one_heartbeat(down_s: float, seed: int) -> None:

@@ -7,6 +7,8 @@ from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.shell import EngineClock
 from tests.cluster.simulation.stage import CUTS, DEADLINE_S, Stage
 
+pytestmark = pytest.mark.simulated
+
 
 def rows_of(stage: Stage, node: str) -> list[Row]:
     return [row for table in stage.run.rows.values() for name, _, row in table if name == node]
