@@ -18,10 +18,14 @@ class DuplicateGuard:
     def __len__(self) -> int:
         return len(self._newest)
 
-    def admit(self, attempt: AttemptId, deadline_s: float, now: float) -> bool:
-        """Whether this attempt is newer than all that were seen of its request; remembers it if so."""
+    def forget(self, now: float) -> None:
+        """Drop what is past its deadline; also done by `admit`, but a node may admit nothing more for a long time."""
         for request_id in self._expiry.due(now):
             del self._newest[request_id], self._latest_s[request_id]
+
+    def admit(self, attempt: AttemptId, deadline_s: float, now: float) -> bool:
+        """Whether this attempt is newer than all that were seen of its request; remembers it if so."""
+        self.forget(now)
         newest = self._newest.get(attempt.request_id)
         if newest is not None and attempt <= newest:
             return False

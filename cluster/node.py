@@ -48,6 +48,10 @@ class NoResponders(Event, frozen=True):
     message: Message
 
 
+class Stopping(Event, frozen=True):
+    """The process ends in an orderly way: record how what is open has ended here. Nothing is sent any more."""
+
+
 class Wake(Event, frozen=True):
     """The time that `next_wake` named has come (or passed)."""
 

@@ -8,7 +8,7 @@ from cluster.controller.breaker import BreakerState
 from cluster.controller.ledger import Attempt, Entry, Ledger
 from cluster.controller.membership import Change, Liveness, Warmth
 from cluster.controller.retry import RetryHandler
-from cluster.controller.rows import attempt_ended, breaker_change, event
+from cluster.controller.rows import attempt_ended, breaker_change, event, stale_report
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
 from cluster.controller.waiting import WaitingRoom
@@ -24,6 +24,7 @@ from cluster.node import (
     Received,
     Send,
     SendFailed,
+    Stopping,
     Wake,
 )
 from cluster.policy import Policy
@@ -89,6 +90,8 @@ class ControllerNode:
                 return self._link_up(now)
             case LinkDown(reason):
                 return self._link_down(reason, now)
+            case Stopping():
+                return self._give_up_attempts(now)
             case NoResponders(to, Dispatch() as dispatch):
                 changes = self._changes(self._membership.unreachable(to, now), now)
                 return [*changes, *self._attempt_lost(dispatch.attempt, Code.WORKER_UNREACHABLE, now), *self._fill(now)]
@@ -154,14 +157,18 @@ class ControllerNode:
         """Give up all attempts without blame: their tokens are lost on the way to us, and workers give them up too."""
         self._link = False
         self._membership.go_blind()
-        commands: list[Command] = [event(now, "link_down", self.name, detail=reason)]
+        commands: list[Command] = [event(now, "link_down", self.name, detail=reason), *self._give_up_attempts(now)]
+        for worker, breaker in self._breakers.items():
+            # What failed while our own link was silent was not the workers' fault.
+            commands += breaker_change(worker, breaker.pardon(), now)
+        return commands
+
+    def _give_up_attempts(self, now: float) -> list[Command]:
+        commands: list[Command] = []
         for entry in self._ledger.entries():
             if entry.attempt is not None:
                 commands += self._close_attempt(entry, "failed", Code.CONTROLLER_UNREACHABLE, now)
                 commands += self._park(entry, now)
-        for worker, breaker in self._breakers.items():
-            # What failed while our own link was silent was not the workers' fault.
-            commands += breaker_change(worker, breaker.pardon(), now)
         return commands
 
     def _submit(self, submit: Submit, now: float) -> list[Command]:
@@ -317,7 +324,7 @@ class ControllerNode:
         for chunk in report.chunks:
             entry = self._ledger.get(chunk.attempt.request_id)
             if entry is None or entry.attempt is None or entry.attempt.id != chunk.attempt:
-                commands += _stale(report.worker, chunk, now)
+                commands += stale_report(report.worker, chunk, now)
             elif chunk.index != len(entry.tokens):
                 commands += self._attempt_failed(entry, Code.STREAM_BROKEN, now)
             else:
@@ -440,6 +447,7 @@ class ControllerNode:
         return commands
 
     def _wake(self, now: float) -> list[Command]:
+        self._guard.forget(now)
         commands = self._changes(self._membership.sweep(now), now)
         for request_id in self._timeouts.due(now):
             entry = self._ledger.get(request_id)
@@ -485,12 +493,3 @@ class ControllerNode:
             if entry.attempt is not None and entry.attempt.worker == worker:
                 commands += self._attempt_failed(entry, Code.WORKER_LOST, now)
         return commands
-
-
-def _stale(worker: str, chunk: Chunk, now: float) -> list[Command]:
-    """News of an attempt that was given up. Our Withdraw may have been lost: say it again while the attempt runs."""
-    attempt = chunk.attempt
-    row = event(now, "stale_report", worker, attempt.request_id, attempt.submission, attempt.attempt)
-    if chunk.finish is not None or chunk.code is not None:
-        return [row]
-    return [row, Send(worker, Withdraw(attempt))]

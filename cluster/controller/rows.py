@@ -1,9 +1,10 @@
-"""What the controller writes into the history."""
+"""What the controller writes into the history, and what it answers to news that are history already."""
 
 from analysis.schema import AttemptRow, EventRow
 from cluster.controller.breaker import BreakerState
 from cluster.controller.ledger import Attempt, Entry
-from cluster.node import Command, Record
+from cluster.node import Command, Record, Send
+from cluster.protocol import Chunk, Withdraw
 
 
 def event(
@@ -48,3 +49,12 @@ def attempt_ended(entry: Entry, attempt: Attempt, outcome: str, code: str, now: 
         priority=entry.submit.priority,
     )
     return Record(row)
+
+
+def stale_report(worker: str, chunk: Chunk, now: float) -> list[Command]:
+    """News of an attempt that was given up. Our Withdraw may have been lost: say it again while the attempt runs."""
+    attempt = chunk.attempt
+    row = event(now, "stale_report", worker, attempt.request_id, attempt.submission, attempt.attempt)
+    if chunk.finish is not None or chunk.code is not None:
+        return [row]
+    return [row, Send(worker, Withdraw(attempt))]

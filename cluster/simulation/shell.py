@@ -23,6 +23,7 @@ from cluster.node import (
     Record,
     Remove,
     Send,
+    Stopping,
     Unload,
     Wake,
 )
@@ -116,6 +117,9 @@ class SimulatedNode:
             self.crash()
             return
         self._sample()
+        for command in self.node.handle(Stopping(), self._kernel.now):
+            if isinstance(command, Record):
+                self._sink.append(command.row, self._kernel.now)
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
         self.link.close(flush=True)
 

@@ -23,6 +23,7 @@ from cluster.node import (
     Remove,
     Send,
     SequenceProgress,
+    Stopping,
     Unload,
     Wake,
 )
@@ -130,6 +131,8 @@ class WorkerNode:
                 return [event_row(now, "link_up", self.name), *self._heartbeat(now)]
             case LinkDown(reason):
                 return self._link_down(reason, now)
+            case Stopping():
+                return self._free_all(now)
             case NoResponders(to, StreamReport()):
                 return self._controller_gone(to, now)
             case ModelLoaded(model) if model == self._models.loading:
@@ -419,6 +422,7 @@ class WorkerNode:
 
     def _heartbeat(self, now: float) -> list[Command]:
         self._timers.set(_HEARTBEAT, now + self._policy.membership.heartbeat_s)
+        self._guard.forget(now)
         if not self._link:
             return []
         shares: dict[str, int] = {}
@@ -445,7 +449,10 @@ class WorkerNode:
     def _link_down(self, reason: str, now: float) -> list[Command]:
         """Tokens made from now on reach nobody, and a stream with a gap is worthless: free all slots."""
         self._link = False
-        commands: list[Command] = [event_row(now, "link_down", self.name, detail=reason)]
+        return [event_row(now, "link_down", self.name, detail=reason), *self._free_all(now)]
+
+    def _free_all(self, now: float) -> list[Command]:
+        commands: list[Command] = []
         for work in list(self._open.values()):
             commands += self._stop(work, "withdrawn", Code.STREAM_BROKEN, now)
         return commands

@@ -20,7 +20,7 @@ from workloads.schedule import ScheduledRequest
 
 DEADLINE_S = 8.0
 POLICY = Policy(client=ClientPolicy(deadline_s=DEADLINE_S))
-INVARIANTS = (1, 2, 3, 5, 6, 8)
+INVARIANTS = (1, 2, 3, 4, 5, 6, 8)
 CUTS = {
     "refuse": Condition(refused=True),
     "black_hole": Condition(Flow.DROP, Flow.DROP, close_passes=False),
