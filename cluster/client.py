@@ -26,7 +26,19 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import Policy
-from cluster.protocol import CONTROLLERS, Accepted, Cancel, Chunk, ClockBound, Delivery, Ping, Pong, Submit, Token
+from cluster.protocol import (
+    CONTROLLERS,
+    EVERY_CONTROLLER,
+    Accepted,
+    Cancel,
+    Chunk,
+    ClockBound,
+    Delivery,
+    Ping,
+    Pong,
+    Submit,
+    Token,
+)
 from cluster.timers import Timers
 
 _PING = ""
@@ -82,6 +94,7 @@ class ClientNode:
         self._clock = ClockBound()
         self._link = False
         self._contact = False
+        self._searching = False
         self._heard_s = 0.0
         self._open: dict[str, _Open] = {}
         self._timers: Timers[str] = Timers()
@@ -202,6 +215,7 @@ class ClientNode:
         self._clock.observe(pong.sent_s, now)
         self._heard_s = now
         self._contact = self._link
+        self._searching = False
         commands: list[Command] = []
         if self._contact:
             for entry in list(self._open.values()):
@@ -211,11 +225,15 @@ class ClientNode:
 
     def _link_up(self, now: float) -> list[Command]:
         self._link = True
+        self._searching = False
         return [self._event(now, "link_up"), *self._ping(now)]
 
     def _ping(self, now: float) -> list[Command]:
         self._timers.set(_PING, now + self._policy.client.ping_s)
-        to = self._controller if self._contact else CONTROLLERS
+        # The broker may hand a search to a frozen controller: one without an answer goes to all of them.
+        search = EVERY_CONTROLLER if self._searching else CONTROLLERS
+        to = self._controller if self._contact else search
+        self._searching = self._link and not self._contact
         return [Send(to, Ping(self.name))] if self._link else []
 
     def _lose_contact(self, now: float, why: str) -> list[Command]:
