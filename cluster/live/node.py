@@ -116,9 +116,10 @@ class LiveNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # The last sample shows what is still open when the node ends.
         self._sink.append(self._row(), time.monotonic())
-        for command in self.node.handle(Stopping(), time.monotonic()):
-            if isinstance(command, Record):
-                self._sink.append(command.row, time.monotonic())
+        if self.failure is None:
+            for command in self.node.handle(Stopping(), time.monotonic()):
+                if isinstance(command, Record):
+                    self._sink.append(command.row, time.monotonic())
         if self._wake is not None:
             self._wake.cancel()
         await self.link.close()
