@@ -403,7 +403,7 @@ def test_what_a_controller_believed_dies_with_it() -> None:
         run.add("controller", EventRow(17.5, "worker_ready", worker), incarnation=2)
     assert "worker worker-0 is unknown" in rejected(run)[7].explanation
     run.add("controller", EventRow(17.6, "worker_ready", "worker-0"), incarnation=2)
-    assert rejected(run)[7].violations == 0
+    assert 7 not in rejected(run)
 
 
 def test_one_chance_arrival_is_no_backlog() -> None:
@@ -610,6 +610,6 @@ def test_what_happens_in_the_moment_of_the_next_injection_is_no_relapse() -> Non
     again = {"name": "again", "injected_s": 26.0, "healed_s": 28.0}
     run.add("director", FaultRow(**{**msgspec.structs.asdict(run.find("faults")[0]), **again}))
     relapse(run)
-    assert rejected(run)[7].violations == 0
+    assert 7 not in rejected(run)
     run.event("controller", 25.999, "breaker_opened", "worker-1")
     assert rejected(run)[7].violations == 1
