@@ -21,6 +21,8 @@ SUBSCRIPTIONS = {"client": 1, "controller": 3, "worker": 1}
 GROWTH_MAX = 64
 # Kept per session or per prompt on purpose, within a bound of its own (invariant 8).
 BOUNDED = ("session", "cache", "tree")
+KEPT, KNOWN = "shell.engine._kept", "node._cache._entries"
+"""The caches that the engine keeps, and those that its worker knows of and bounds."""
 
 
 class Census(msgspec.Struct):
@@ -54,6 +56,9 @@ def left_behind(results: Path) -> tuple[list[str], str]:
         before, role = census.before[node], node.split("-")[0]
         if after["link.subscriptions"] != SUBSCRIPTIONS[role]:
             problems.append(f"{node} has {after['link.subscriptions']} subscriptions")
+        kept, known = after.pop(KEPT, 0), after.get(KNOWN, 0)
+        if kept != known:
+            problems.append(f"{node}: the engine keeps {kept} caches, its worker knows of {known}")
         for name, held in after.items():
             compared += 1
             exact = name.startswith("gauge.")
