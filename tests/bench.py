@@ -52,6 +52,8 @@ from cluster.node import (
 )
 from cluster.policy import Policy
 from cluster.protocol import (
+    CONTROLLERS,
+    EVERY_CONTROLLER,
     AttemptId,
     Chunk,
     Delivery,
@@ -270,6 +272,7 @@ class NullCluster:
         for command in self._nodes[name].handle(event, now):
             match command:
                 case Send(to, message):
+                    to = "controller" if to in (CONTROLLERS, EVERY_CONTROLLER) else to
                     self._queue.append((to, encode(message)))
                 case Insert(sequence, _, _, most):
                     tokens, times_s = tuple(range(most)), (now,) * most
