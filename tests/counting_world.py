@@ -15,6 +15,8 @@ _LAST_S = 0.2
 _QUIET_S = 12.0
 """Longer than a deadline: until then a node may remember a request, so as not to execute it twice."""
 _DEPTH_MAX = 6
+_WALKED_MAX = 8
+"""Into so many values of a dictionary it looks: models, workers and the like, not requests."""
 _OURS = ("cluster.", "workloads.")
 
 
@@ -86,6 +88,9 @@ def _walk(path: str, part: Any, found: dict[str, int], seen: set[int]) -> None:
             if isinstance(inner, dict):
                 lengths = [len(value) for value in list(inner.values()) if isinstance(value, list | dict | set)]
                 found[f"{where}.inner"] = sum(lengths)
+                if len(inner) <= _WALKED_MAX:
+                    for key, value in list(inner.items()):
+                        _walk(f"{where}.{key}", value, found, seen)
         elif isinstance(inner, asyncio.Queue):
             found[where] = inner.qsize()
         _walk(where, inner, found, seen)

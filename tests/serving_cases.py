@@ -21,7 +21,7 @@ SUBSCRIPTIONS = {"client": 1, "controller": 3, "worker": 1}
 GROWTH_MAX = 64
 # Kept per session or per prompt on purpose, within a bound of its own (invariant 8).
 BOUNDED = ("session", "cache", "tree")
-KEPT, KNOWN = "shell.engine._kept", "node._cache._entries"
+KEPT, KNOWN = "._kept", "node._cache._entries"
 """The caches that the engine keeps, and those that its worker knows of and bounds."""
 
 
@@ -56,7 +56,8 @@ def left_behind(results: Path) -> tuple[list[str], str]:
         before, role = census.before[node], node.split("-")[0]
         if after["link.subscriptions"] != SUBSCRIPTIONS[role]:
             problems.append(f"{node} has {after['link.subscriptions']} subscriptions")
-        kept, known = after.pop(KEPT, 0), after.get(KNOWN, 0)
+        kept = sum(after.pop(name) for name in list(after) if name.endswith(KEPT))
+        known = after.get(KNOWN, 0)
         if kept != known:
             problems.append(f"{node}: the engine keeps {kept} caches, its worker knows of {known}")
         for name, held in after.items():

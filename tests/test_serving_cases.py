@@ -27,7 +27,7 @@ def soaked(folder: Path, requests: int = REQUESTS_MIN, **after: int) -> list[str
 def test_nothing_is_left_where_nothing_grew(tmp_path: Path) -> None:
     assert soaked(tmp_path) == []
     assert soaked(tmp_path, node___ledger=GROWTH_MAX, node___sessions___known=5_000) == []
-    assert soaked(tmp_path, shell__engine___kept=700, node___cache___entries=700) == []
+    assert soaked(tmp_path, shell__engine___models__tiny___kept=700, node___cache___entries=700) == []
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_nothing_is_left_where_nothing_grew(tmp_path: Path) -> None:
     [
         ({"node___ledger": GROWTH_MAX + 1}, "controller-0: node._ledger holds 65, at the beginning 0"),
         ({"node__new": 700}, "controller-0: node.new holds 700"),
-        ({"shell__engine___kept": 3}, "the engine keeps 3 caches, its worker knows of 0"),
+        ({"shell__engine___models__tiny___kept": 3}, "the engine keeps 3 caches, its worker knows of 0"),
         ({"gauge__open_requests": 1}, "gauge.open_requests holds 1"),
         ({"link__subscriptions": 4}, "controller-0 has 4 subscriptions"),
         ({"requests": REQUESTS_MIN - 1}, "1999 requests completed, 2000 are needed"),
