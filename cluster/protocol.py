@@ -245,7 +245,10 @@ def encode(message: Message) -> bytes:
 
 def decode(payload: bytes) -> Message:
     """The message in `payload`. Raises msgspec.DecodeError (ValidationError when the shape is wrong)."""
-    return _decoder.decode(payload)
+    try:
+        return _decoder.decode(payload)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from error
 
 
 class Subject:

@@ -278,8 +278,8 @@ class ControllerNode:
         return [*commands, Send(worker, dispatch, needs_responder=True)]
 
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
-        serving = self._workforce.serving(entry.submit.model)
-        if serving and not any(self._workforce.has_room(worker) for worker in serving):
+        serving, able = self._workforce.serving(entry.submit.model), self._workforce.able(entry)
+        if able and not any(self._workforce.has_room(worker) for worker in able):
             self._waiting.add(entry, now)
             self._timeouts.arm(entry)
             return []
@@ -313,6 +313,8 @@ class ControllerNode:
         if stranger is not False:
             detail = f"protocol {heartbeat.version}, ours is {VERSION}"
             return [event(now, "worker_incompatible", heartbeat.worker, detail=detail)] if stranger else []
+        # Here and not at a wake-up: while all heartbeats come in time there may be none.
+        self._guard.forget(now)
         commands = self._changes(self._membership.heard(heartbeat, now), now)
         self._sessions.told(heartbeat.worker, heartbeat.sessions, now)
         return commands
@@ -447,7 +449,6 @@ class ControllerNode:
         return commands
 
     def _wake(self, now: float) -> list[Command]:
-        self._guard.forget(now)
         commands = self._changes(self._membership.sweep(now), now)
         for request_id in self._timeouts.due(now):
             entry = self._ledger.get(request_id)

@@ -46,6 +46,17 @@ class Workforce:
         """Workers that could take a request for the model but for their load, their breaker or its own exclusions."""
         return [worker for worker, member in self.membership.members.items() if member.serves(model)]
 
+    def able(self, entry: Entry) -> list[str]:
+        """Who may be asked, if not now then later: serves the model, and was not asked in vain.
+
+        A worker that would have to load the model first is asked only where nobody has it in memory: a load stops all
+        streams of that worker, and a place in a warm batch is free sooner.
+        """
+        model, members = entry.submit.model, self.membership.members
+        serving = [worker for worker in self.serving(model) if worker not in entry.excluded]
+        warm = [worker for worker in serving if members[worker].warmth[model] is Warmth.WARM]
+        return warm or serving
+
     def has_room(self, worker: str) -> bool:
         """Whether one more attempt would not wait for long there."""
         return self.load(worker) < self._policy.routing.outstanding_max
@@ -70,19 +81,11 @@ class Workforce:
         self._outstanding[attempt.worker] -= 1
 
     def _candidates(self, entry: Entry, now: float) -> tuple[list[Candidate], list[Command]]:
-        """Who may take it: alive, not asked in vain before, with room, let through by the breaker.
-
-        A worker that would have to load the model first is a candidate only where nobody has it in memory: a load
-        stops all streams of that worker, and a place in a warm batch is free sooner.
-        """
-        model = entry.submit.model
-        serving = [worker for worker in self.serving(model) if worker not in entry.excluded]
-        members = self.membership.members
-        if any(members[worker].warmth[model] is Warmth.WARM for worker in serving):
-            serving = [worker for worker in serving if members[worker].warmth[model] is Warmth.WARM]
+        """Who may take it now: able, with room, let through by the breaker."""
+        model, members = entry.submit.model, self.membership.members
         candidates: list[Candidate] = []
         commands: list[Command] = []
-        for worker in serving:
+        for worker in self.able(entry):
             breaker, member = self.breakers[worker], members[worker]
             commands += breaker_change(worker, breaker.ripen(now), now)
             if breaker.allows() and self.has_room(worker):

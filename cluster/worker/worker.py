@@ -458,12 +458,14 @@ class WorkerNode:
         return commands
 
     def _controller_gone(self, controller: str, now: float) -> list[Command]:
-        """Nobody reads the streams that it has asked for: free their slots."""
+        """Nobody reads the streams that it has asked for: free their slots, and say so, for it may be back by now."""
         commands: list[Command] = []
+        news: list[tuple[Work, Chunk]] = []
         for work in list(self._open.values()):
             if work.dispatch.controller == controller:
+                news.append((work, work.chunk(code=Code.STREAM_BROKEN)))
                 commands += self._stop(work, "withdrawn", Code.STREAM_BROKEN, now)
-        return commands
+        return [*commands, *self._tell(news, now)]
 
     def _tell(self, news: list[tuple[Work, Chunk]], now: float) -> list[Command]:
         """One report to each controller of what is new of the streams that it asked for."""

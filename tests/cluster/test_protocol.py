@@ -81,6 +81,12 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
     assert decode(encode(message)) == message
 
 
+def test_text_that_is_no_utf_8_is_a_decode_error() -> None:
+    payload = encode(Ping("client-0")).replace(b"client-0", b"client-\x80")
+    with pytest.raises(msgspec.DecodeError, match="UTF-8"):
+        decode(payload)
+
+
 @QUICK
 @given(st.binary(max_size=80))
 def test_foreign_bytes_raise_nothing_but_decode_error(payload: bytes) -> None:

@@ -640,6 +640,7 @@ def test_a_cold_worker_is_asked_only_where_nobody_is_warm() -> None:
     desk.beat("w1", 0.0, state="cold")
     assert [worker for worker, _ in dispatches(desk.submit("r1", 0.1))] == ["w0"]
     assert dispatches(desk.submit("r2", 0.1)) == [], "a warm place is free sooner than a model is loaded"
+    assert desk.node.gauges().queue_depth == 1, "it waits for that place, and not for a refusal"
     cold = Desk(workers=())
     cold.beat("w1", 0.0, state="cold")
     assert [worker for worker, _ in dispatches(cold.submit("r1", 0.1))] == ["w1"]
