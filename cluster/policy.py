@@ -106,9 +106,9 @@ class BreakerPolicy(_Section, frozen=True):
 class RoutingPolicy(_Section, frozen=True):
     """Who gets the next attempt. A session's worker is left when it has `affinity_slack` more open than the least.
 
-    A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most; one that
-    nobody has room for is held until its deadline, looked at again every `hold_poll_s`. A worker has room for
-    `outstanding_max` attempts of this controller: a full batch and the next one. More would wait behind others for so
+    A request that nobody may take although somebody could (open breakers) is held for `hold_s` at most, looked at again
+    every `hold_poll_s`; one that nobody has room for waits in line until its deadline. A worker has room for
+    `outstanding_max` attempts of all controllers: a full batch and the next one. More would wait behind others for so
     long that their first token is late, and the worker would be blamed for a queue that we made.
     """
 
@@ -134,7 +134,7 @@ class WorkerPolicy(_Section, frozen=True):
 
     A step computes at most `prefill_step_tokens` tokens of prompts (of `prefill_batch_max` prompts), so running streams
     never wait longer than that takes and one step of decoding. A waiting request rises by one priority every
-    `ageing_s`.
+    `ageing_s`, here and at the controller.
     """
 
     batch_max: Count = 8

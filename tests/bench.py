@@ -17,8 +17,6 @@ from pathlib import Path
 
 import msgspec
 import nats
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from analysis.judge import judge
 from analysis.load import load_history
@@ -33,7 +31,6 @@ from cluster.controller.controller import ControllerNode
 from cluster.engine.bench import Gain, Ratio
 from cluster.engine.blas import find_blas, preload_environment
 from cluster.engine.weights import SMOLLM2, ModelUnavailable, model_directory
-from cluster.live.broker import Broker
 from cluster.node import (
     Ask,
     Command,
@@ -68,7 +65,7 @@ from cluster.protocol import (
 )
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
-from tests.control_plane_bench import control_plane_rows
+from tests.control_plane_bench import answering, control_plane_rows, running_broker, spread
 from tests.processes import ROOT
 from tests.serving_bench import serving_rows
 
@@ -310,49 +307,21 @@ def node_rows() -> list[Row]:
 
 async def _raw_nats() -> dict[int, float]:
     """Request and reply with a payload of a Submit's size; requests per second for each number in flight."""
-    processes: list[subprocess.Popen[bytes]] = []
+    with running_broker(["asks", "answers"]) as broker:
+        asks = await nats.connect(broker.url("asks"), inbox_prefix="mlxc.asks")
+        answers = await nats.connect(broker.url("answers"))
+        payload = await answering(answers)
 
-    def spawn(name: str, argv: Sequence[str]) -> int:
-        processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL))
-        return processes[-1].pid
-
-    with tempfile.TemporaryDirectory() as folder:
-        broker = Broker(Path(folder), ["asks", "answers"])
-        try:
-            await asyncio.to_thread(broker.start, spawn)
-            asks = await nats.connect(broker.url("asks"), inbox_prefix="mlxc.asks")
-            answers = await nats.connect(broker.url("answers"))
-            found = await _exchange(asks, answers)
-            await asks.close()
-            await answers.close()
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-    return found
-
-
-async def _exchange(asks: Client, answers: Client) -> dict[int, float]:
-    payload = encode(_messages()["Submit"])
-
-    async def answer(msg: Msg) -> None:
-        await msg.respond(payload)
-
-    await answers.subscribe("mlxc.answers.in", cb=answer)
-    # nats-py writes the ping of a flush ahead of a subscription that still waits; only the second one comes after it.
-    await answers.flush()
-    await answers.flush()
-
-    async def one_after_the_other(count: int) -> None:
-        for _ in range(count):
+        async def ask() -> None:
             await asks.request("mlxc.answers.in", payload, timeout=10)
 
-    await one_after_the_other(200)
-    found = {}
-    for in_flight in IN_FLIGHT:
-        began_s = time.perf_counter()
-        await asyncio.gather(*(one_after_the_other(REQUESTS // in_flight) for _ in range(in_flight)))
-        found[in_flight] = REQUESTS // in_flight * in_flight / (time.perf_counter() - began_s)
+        await spread(ask, 1, 200)
+        found = {}
+        for in_flight in IN_FLIGHT:
+            took_s, times_s = await spread(ask, in_flight, REQUESTS)
+            found[in_flight] = len(times_s) / took_s
+        await asks.close()
+        await answers.close()
     return found
 
 

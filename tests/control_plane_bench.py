@@ -4,11 +4,12 @@ All three nodes run in this process, on one loop, against bare nats-py request a
 """
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import nats
@@ -16,11 +17,11 @@ import numpy as np
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from analysis.schema import Row as HistoryRow
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.live.broker import Broker
 from cluster.live.node import LiveNode
+from cluster.live.process import CountingSink
 from cluster.node import Ask, Deliver, EngineReport, Insert, ModelLoaded, Node, SequenceProgress
 from cluster.policy import Policy
 from cluster.protocol import Submit, encode
@@ -33,19 +34,6 @@ REQUESTS = 6_000
 TOKENS = 16
 PROMPT = tuple(range(1, 65))
 _START_S = 10.0
-
-
-class _Nowhere:
-    """A sink that forgets."""
-
-    def append(self, row: HistoryRow, now: float) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class _NullEngine:
@@ -103,6 +91,13 @@ class _Caller:
 
 def control_plane_rows() -> list[Row]:
     """Requests per second, and the time that one request alone takes, ours over bare request and reply."""
+    with running_broker(["controller", "worker-0", "client-0", "asks", "answers"], ["controller"]) as broker:
+        return asyncio.run(_measure(broker))
+
+
+@contextlib.contextmanager
+def running_broker(users: Sequence[str], controllers: Sequence[str] = ()) -> Iterator[Broker]:
+    """A nats-server that ends with the `with`."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def spawn(name: str, argv: Sequence[str]) -> int:
@@ -110,11 +105,10 @@ def control_plane_rows() -> list[Row]:
         return processes[-1].pid
 
     with tempfile.TemporaryDirectory() as folder:
-        users = ["controller", "worker-0", "client-0", "asks", "answers"]
-        broker = Broker(Path(folder), users, controllers=["controller"])
+        broker = Broker(Path(folder), users, controllers=controllers)
         try:
             broker.start(spawn)
-            return asyncio.run(_measure(broker))
+            yield broker
         finally:
             for process in processes:
                 process.kill()
@@ -129,7 +123,7 @@ async def _measure(broker: Broker) -> list[Row]:
         ClientNode("client-0", 1, policy),
     ]
     shells = [
-        LiveNode(node, broker.url(node.name), policy.link, _Nowhere(), controller=node.name == "controller")
+        LiveNode(node, broker.url(node.name), policy.link, CountingSink(), controller=node.name == "controller")
         for node in nodes
     ]
     shells[1].engine = _NullEngine(shells[1])
@@ -140,11 +134,11 @@ async def _measure(broker: Broker) -> list[Row]:
             await shell.start(_START_S)
         caller = _Caller(shells[2])
         await caller.ask()
-        payload = await _answering(answers)
+        payload = await answering(answers)
         rows: list[Row] = []
         for in_flight in IN_FLIGHT:
-            ours_s, ours = await _spread(caller.ask, in_flight)
-            bare_s, bare = await _spread(lambda: raw.request("mlxc.answers.in", payload, timeout=10), in_flight)
+            ours_s, ours = await spread(caller.ask, in_flight)
+            bare_s, bare = await spread(lambda: raw.request("mlxc.answers.in", payload, timeout=10), in_flight)
             per_s, bare_per_s = len(ours) / ours_s, len(bare) / bare_s
             rows.append(
                 (
@@ -172,7 +166,8 @@ def _added(share: int, ours: list[float], bare: list[float]) -> Row:
     return text, f"{mine_s * 1e3:.2f} ms", f"{theirs_s * 1e3:.2f} ms", f"{mine_s / theirs_s:.2f}"
 
 
-async def _answering(answers: Client) -> bytes:
+async def answering(answers: Client) -> bytes:
+    """Answer requests from now on; a payload of a Submit's size, for both ways."""
     payload = encode(Submit("client-0", 1, "r12345", 1, "null", PROMPT, (), TOKENS, 12.5))
 
     async def answer(msg: Msg) -> None:
@@ -185,12 +180,14 @@ async def _answering(answers: Client) -> bytes:
     return payload
 
 
-async def _spread(one: Callable[[], Awaitable[object]], in_flight: int) -> tuple[float, list[float]]:
-    """So many at a time until REQUESTS are done; the seconds it took, and those of each."""
+async def spread(
+    one: Callable[[], Awaitable[object]], in_flight: int, requests: int = REQUESTS
+) -> tuple[float, list[float]]:
+    """So many at a time until `requests` are done; the seconds it took, and those of each."""
     times: list[float] = []
 
     async def one_after_the_other() -> None:
-        for _ in range(REQUESTS // in_flight):
+        for _ in range(requests // in_flight):
             began_s = time.perf_counter()
             await one()
             times.append(time.perf_counter() - began_s)

@@ -114,9 +114,7 @@ class MlxEngine:
         self._put(DropCache(cache))
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread at the next step boundary, or soon in a load, without further reports.
-
-        Returns whether it has ended.
+        """End the thread at the next step boundary, or soon in a load, without further reports. Whether it has ended.
 
         A process that ends without this may be aborted by MLX.
         """
@@ -212,8 +210,9 @@ class MlxEngine:
     def _drop_cache(self, number: int) -> None:
         for model in self._models.values():
             model.drop_cache(number)
-        # Nothing else would give it back to the system while the engine is idle.
-        mx.clear_cache()
+        if not self._sequences:
+            # Nothing else would give it back to the system; while it computes, it needs the buffers again.
+            mx.clear_cache()
         self._measure_memory()
 
     def _load(self, name: str) -> None:

@@ -113,10 +113,9 @@ class NodeHost:
     async def look(self) -> NodeLook:
         """How the node stands."""
         shell, controller = self._running(), self._controller
-        crash = "" if shell.failure is None else f"{type(shell.failure).__name__}: {shell.failure}"
         return NodeLook(
-            failure=crash or shell.link.failure,
-            crashed=bool(crash),
+            failure=shell.crash or shell.link.failure,
+            crashed=bool(shell.crash),
             pid=os.getpid(),
             open_requests=shell.node.gauges().open_requests,
             warm={offer.model: controller.warm_workers(offer.model) for offer in self.spec.models}

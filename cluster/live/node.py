@@ -128,6 +128,11 @@ class LiveNode:
         self.record(EventRow(time.monotonic(), "node_stopped", self.node.name))
         self._sink.close()
 
+    @property
+    def crash(self) -> str:
+        """Why the shell itself cannot go on, empty while it can."""
+        return "" if self.failure is None else f"{type(self.failure).__name__}: {self.failure}"
+
     def feed(self, event: Event) -> None:
         """Queue an event. On the loop's thread only."""
         try:

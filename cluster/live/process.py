@@ -170,9 +170,7 @@ class GatewayPart:
         """How the client node stands."""
         assert self._shell is not None
         assert self._gateway is not None
-        failure = self._shell.link.failure
-        if self._shell.failure is not None:
-            failure = f"{type(self._shell.failure).__name__}: {self._shell.failure}"
+        failure = self._shell.crash or self._shell.link.failure
         if failure:
             self._gateway.fail(failure)
         return Standing(NodeLook(failure, os.getpid()), self._node.gauges())

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from cluster.engine.blas import find_blas, preload_environment
-from cluster.engine.weights import ModelUnavailable, model_directory
+from cluster.engine.weights import ModelUnavailable, model_directory, weights_bytes
 from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable
 from cluster.live.children import BrokerChild, Child, ChildFailed, environment
 from cluster.live.gateway import GatewaySettings, ServedModel
@@ -66,8 +66,9 @@ class Serving:
         plain = environment(without=hidden)
         computing = environment(preload_environment(find_blas()), hidden)
         self._server = BrokerChild(self._broker, plan.logs / "nats-server.log", plain, say)
-        offers = tuple(ModelOffer(model.name, weights_bytes=_weights_bytes(model)) for model in plan.models)
-        self._offers = offers
+        self._offers = tuple(
+            ModelOffer(model.name, weights_bytes=weights_bytes(Path(model.directory))) for model in plan.models
+        )
         self._children = {
             name: Child(
                 name,
@@ -264,6 +265,7 @@ def served_models(names: Sequence[str]) -> tuple[ServedModel, ...]:
     for name in dict.fromkeys(names):
         try:
             directory = model_directory(name)
+            weights_bytes(directory)
         except ModelUnavailable as error:
             raise CannotServe(str(error)) from error
         local = Path(name).expanduser().is_dir()
@@ -292,7 +294,3 @@ def _status(child: Child, standing: Standing | None) -> NodeStatus:
         return NodeStatus(child.name, False, max(0, child.restarts))
     look = standing.look
     return NodeStatus(child.name, True, child.restarts, standing.gauges, look.workers, look.models)
-
-
-def _weights_bytes(model: ServedModel) -> int:
-    return sum(file.stat().st_size for file in Path(model.directory).glob("*.safetensors"))

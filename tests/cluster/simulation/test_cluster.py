@@ -12,19 +12,13 @@ from cluster.errors import Code
 from cluster.node import Ask, Deliver
 from cluster.policy import ClientPolicy, Policy
 from cluster.simulation.cluster import RowList, SimulatedCluster
-from cluster.simulation.network import Condition, Flow
+from cluster.simulation.network import Condition
 from tests.cluster import QUICK
+from tests.cluster.simulation.stage import CUTS
 from workloads.load import ClosedLoop, OpenLoop
 from workloads.schedule import ScheduledRequest
 
 POLICY = Policy(client=ClientPolicy(deadline_s=8.0))
-CUTS = {
-    "refuse": Condition(refused=True),
-    "black_hole": Condition(Flow.DROP, Flow.DROP, close_passes=False),
-    "stall": Condition(Flow.HOLD, Flow.HOLD, close_passes=False),
-    "upstream": Condition(upstream=Flow.DROP),
-    "downstream": Condition(downstream=Flow.DROP),
-}
 
 
 class Ends:
