@@ -1,5 +1,9 @@
-"""Tokens per second of the engine against mlx-lm's bare BatchGenerator: `python -m cluster.engine.bench`."""
+"""What the engine makes of mlx-lm's bare BatchGenerator: `python -m cluster.engine.bench [--model M]`.
 
+`measure` compares tokens per second; cluster.engine.gains what kept caches and a loaded model save.
+"""
+
+import argparse
 import os
 import statistics
 import sys
@@ -178,17 +182,31 @@ class _RawSide:
 
 
 def main() -> None:
-    """Print one line for each batch size, with the BLAS that ran."""
+    """Print a table of ratios, with the BLAS that ran."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.engine.bench", description=__doc__)
+    parser.add_argument("--model", default="tiny", help="as in cluster.engine.weights (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="after one to warm up (default: %(default)s)")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: expected at least 1")
     blas = find_blas()
     if blas.path is not None and blas.path not in os.environ.get("LD_PRELOAD", ""):
         environment = os.environ | preload_environment(blas)
-        os.execve(sys.executable, [sys.executable, "-m", "cluster.engine.bench"], environment)
-    print(f"BLAS: {blas.name}{'' if is_active(blas) else ' (not preloaded)'}")
-    for row in measure():
-        print(
-            f"batch {row.batch}: engine {row.engine_per_s:.0f} tokens/s, BatchGenerator {row.raw_per_s:.0f}, "
-            f"ratio {row.ratio:.3f} ({row.ratio_min:.3f} to {row.ratio_max:.3f} over {ROUNDS} rounds)"
-        )
+        os.execve(sys.executable, [sys.executable, "-m", "cluster.engine.bench", *sys.argv[1:]], environment)
+    from cluster.engine.gains import gains
+
+    print(f"model {options.model}; BLAS {blas.name}{'' if is_active(blas) else ' (not preloaded)'}")
+    rows = measure(options.model, rounds=options.rounds)
+    for row in rows:
+        spread = f"{row.ratio_min:.3f} to {row.ratio_max:.3f}"
+        sides = f"{row.engine_per_s:.0f} against {row.raw_per_s:.0f} tokens/s"
+        print(f"{f'engine over BatchGenerator, batch {row.batch}':<52}{row.ratio:>8.3f}  {sides}; {spread}")
+    one, most = rows[0], rows[-1]
+    sides = f"{most.engine_per_s:.0f} against {one.engine_per_s:.0f} tokens/s"
+    batching = most.engine_per_s / one.engine_per_s
+    print(f"{f'engine, batch {most.batch} over batch {one.batch}':<52}{batching:>8.3f}  {sides}")
+    for gain in gains(options.model, options.rounds):
+        print(f"{gain.what:<52}{gain.ratio:>8.3f}  {gain.with_s * 1e3:.1f} against {gain.without_s * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,34 @@ def test_more_sequences_than_slots_take_turns(start: Start) -> None:
     assert most <= 2
 
 
+def test_no_more_decode_together_than_may_when_long_prompts_end_together(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare generator lets more in: it does not count the prompts that it is still reading."""
+    from mlx_lm.generate import GenerationBatch
+
+    batches, decode = [], GenerationBatch.next
+    monkeypatch.setattr(GenerationBatch, "next", lambda batch: (batches.append(len(batch)), decode(batch))[1])
+    bench = start(batch_max=2, prefill_step=64)
+    running = bench.insert([1, 2, 3], 60)
+    others = [bench.insert([*range(1, length)], 8) for length in (232, 200, 100, 90)]
+    bench.finish(running, *others)
+    assert max(batches) == 2
+    assert [bench.tokens(number) for number in others[1:2]] == start().complete(([*range(1, 200)], 8))
+
+
+def test_sequences_that_wait_for_a_slot_can_be_removed_and_end_with_their_model(start: Start) -> None:
+    bench = start(batch_max=1)
+    running, removed, waiting = (bench.insert([1, 2, 3], 4000) for _ in range(3))
+    bench.wait(lambda: bool(bench.progress(running)))
+    bench.engine.remove(removed)
+    bench.engine.unload(MODEL)
+    bench.engine.remove(running)
+    bench.finish(waiting)
+    assert bench.progress(waiting) == [SequenceProgress(waiting, (), (), "error")]
+    assert not bench.progress(removed)
+
+
 def test_reports_come_at_first_tokens_and_finishes(start: Start) -> None:
     """With a clock that stands still nothing is ever due, so these are the only reports, each with all the news."""
     bench = start(step_s=0.0)
@@ -164,6 +192,46 @@ def test_a_model_that_cannot_be_loaded(start: Start, tmp_path: Path) -> None:
         assert failed.reason
         assert "\n" not in failed.reason
     assert len(bench.complete(([1], 3))[0]) == 3
+
+
+def test_an_engine_can_be_closed_while_it_loads(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlx_lm
+
+    from cluster.engine import batch
+
+    bench = start()
+    reading, go_on = threading.Event(), threading.Event()
+    read = mlx_lm.load
+
+    def slowly(*arguments: object, **options: object) -> object:
+        reading.set()
+        go_on.wait(WAIT_S)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(mlx_lm, "load", slowly)
+    monkeypatch.setattr(batch, "_READ_AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(batch, "_run_first_tokens", lambda generator: pytest.fail("the load went on"))
+    bench.engine.unload(MODEL)
+    bench.engine.load(MODEL)
+    assert reading.wait(WAIT_S)
+    count = len(bench.events)
+    assert not bench.engine.close(0.05)
+    go_on.set()
+    assert bench.engine.close(WAIT_S)
+    assert len(bench.events) == count
+
+
+def test_weights_read_in_pieces_are_the_weights(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.engine import batch
+
+    whole = start()
+    monkeypatch.setattr(batch, "_READ_AT_ONCE_BYTES", 100_000)
+    pieces = start()
+    job = (prompts(1)[0], 30)
+    assert pieces.complete(job) == whole.complete(job)
+    assert isinstance(pieces.events[0], ModelLoaded)
+    assert isinstance(whole.events[0], ModelLoaded)
+    assert pieces.events[0].weights_bytes == whole.events[0].weights_bytes
 
 
 def test_unloading_ends_the_models_sequences(start: Start) -> None:
