@@ -1,6 +1,6 @@
 """`python -m cluster.serve`: a cluster on this machine that stays up, with an OpenAI-compatible HTTP server in front.
 
-Exit codes: 2 for wrong usage, 5 when it cannot be brought up, 130 after Ctrl-C.
+Exit codes: 2 for wrong usage or what is no model, 5 when it cannot be brought up, 130 after Ctrl-C.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def _main(options: argparse.Namespace) -> int:
         print(f"cluster.serve: {error}", file=sys.stderr)
         return EXIT_USAGE
     # Imported here: it takes a second, in which Ctrl-C has to be obeyed too.
-    from cluster.live.serving import CannotServe, Plan, check_port, serve, served_models
+    from cluster.live.serving import CannotServe, Plan, WrongUsage, check_port, serve, served_models
 
     try:
         models = served_models(options.model or ["tiny"])
@@ -56,6 +56,9 @@ def _main(options: argparse.Namespace) -> int:
                 logs,
             )
             return asyncio.run(serve(plan))
+    except WrongUsage as error:
+        print(f"cluster.serve: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except (CannotServe, OSError, ValueError) as error:
         print(f"cluster.serve: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_INFRASTRUCTURE

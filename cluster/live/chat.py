@@ -129,6 +129,11 @@ class StopFinder:
         self._held = ""
         self.found = False
 
+    @property
+    def sought(self) -> bool:
+        """Whether there is any stop string."""
+        return bool(self._stops)
+
     def push(self, text: str) -> str:
         """What may be given out of the text so far: all but what could be the beginning of a stop string."""
         if self.found or not text:

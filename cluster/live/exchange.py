@@ -36,7 +36,8 @@ class Exchange:
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
-        self.total = 0
+        self.answered = 0
+        """Tokens that are part of the answer, as far as its text has been made. Whoever makes the text counts."""
         self.cached = 0
         self.finish: str | None = None
         self.refusal: Refusal | None = None
@@ -51,7 +52,6 @@ class Exchange:
     def deliver(self, delivery: Deliver) -> None:
         """News from the client node."""
         self._tokens += delivery.tokens
-        self.total = delivery.total
         self.cached = max(self.cached, delivery.cached_tokens)
         self.finish = delivery.finish
         if delivery.code is not None:
@@ -82,7 +82,7 @@ class Exchange:
 
     def usage(self) -> Usage:
         """The request's tokens up to now."""
-        return Usage.of(len(self.ask.prompt), self.total, self.cached)
+        return Usage.of(len(self.ask.prompt), self.answered, self.cached)
 
 
 class Exchanges:
@@ -142,7 +142,7 @@ async def answer(
             else:
                 metrics.more_tokens(len(tokens), now - last_s)
             first, last_s = False, now
-        text = stops.push(detokenizer.push(tokens))
+        text = _text(exchange, tokens, detokenizer, stops)
         finish = exchange.finish
         if finish is not None and not stops.found:
             text += stops.push(detokenizer.end())
@@ -153,3 +153,18 @@ async def answer(
             yield Part(text, finish)
         if finish is not None:
             return
+
+
+def _text(exchange: Exchange, tokens: list[Token], detokenizer: Detokenizer, stops: StopFinder) -> str:
+    """What may be given out now. Tokens after a stop string came too late to be stopped and are not counted."""
+    if not stops.sought:
+        exchange.answered += len(tokens)
+        return stops.push(detokenizer.push(tokens))
+    text = ""
+    for token in tokens:
+        # One at a time: only so it is known which of them has completed the stop string.
+        exchange.answered += 1
+        text += stops.push(detokenizer.push([token]))
+        if stops.found:
+            break
+    return text

@@ -31,6 +31,7 @@ _THREAD_BYTES = 8_192
 """Of a body, from which on its tokens are computed beside the event loop: other streams must not wait for it."""
 _TOKEN_BYTES_MAX = 5
 _ENVELOPE_BYTES = 4_096
+_NAME_TOLD_MAX = 256
 _PROBE_TIMEOUT_S = 5.0
 _PROBE_KEPT_S = 1.0
 
@@ -118,6 +119,8 @@ class Gateway:
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._completion),
                 web.get("/v1/models", self._list_models),
+                # With slashes, as ids of the hub have them.
+                web.get("/v1/models/{id:.+}", self._tell_model),
                 web.get("/healthz", self._health),
                 web.get("/readyz", self._ready),
                 web.get("/metrics", self._tell_metrics),
@@ -242,7 +245,7 @@ class Gateway:
 
     def _completed(self, exchange: Exchange) -> None:
         duration_s = time.monotonic() - exchange.ask.intended_s
-        self.metrics.ended(len(exchange.ask.prompt), exchange.total, exchange.cached, duration_s)
+        self.metrics.ended(len(exchange.ask.prompt), exchange.answered, exchange.cached, duration_s)
 
     def _authenticate(self, request: web.Request) -> str:
         """Whose request this is: sessions of different keys must not meet. Raises Refusal."""
@@ -290,8 +293,7 @@ class Gateway:
         """What the cluster is asked. Raises Refusal."""
         found = self._models.get(wanted.model)
         if found is None:
-            served = ", ".join(self._models)
-            raise Refusal(Code.MODEL_NOT_FOUND, f"model: {wanted.model!r} is not served; there is {served}", "model")
+            raise self._unknown_model(wanted.model)
         model, tokenizer = found
         if body_bytes < _THREAD_BYTES:
             prompt = _prompt(tokenizer, wanted)
@@ -321,8 +323,21 @@ class Gateway:
 
     async def _list_models(self, request: web.Request) -> web.Response:
         self._authenticate(request)
-        context = self._settings.context_tokens
-        return _json(openai.ModelList([openai.Model(name, self._began_unix_s, context) for name in self._models]))
+        return _json(openai.ModelList([self._described(name) for name in self._models]))
+
+    async def _tell_model(self, request: web.Request) -> web.Response:
+        self._authenticate(request)
+        name = request.match_info["id"]
+        if name not in self._models:
+            raise self._unknown_model(name)
+        return _json(self._described(name))
+
+    def _described(self, name: str) -> openai.Model:
+        return openai.Model(name, self._began_unix_s, self._settings.context_tokens)
+
+    def _unknown_model(self, name: str) -> Refusal:
+        told, served = name[:_NAME_TOLD_MAX], ", ".join(self._models)
+        return Refusal(Code.MODEL_NOT_FOUND, f"model: {told!r} is not served; there is {served}", "model")
 
     async def _health(self, request: web.Request) -> web.Response:
         if self._failure:

@@ -1,5 +1,6 @@
 """OpenAI's chat and completion API: what a request may say, what the answers look like. Pure; knows no HTTP server."""
 
+import json
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ DEFAULT_TIMEOUT_S = 120.0
 TIMEOUT_S_MAX = 3_600.0
 SESSION_ID_MAX = 128
 """Characters."""
+_PATH_TOLD_MAX = 100
 RETRY_AFTER_S = 1
 """What a caller that was refused for load, or while nobody was there, is told to wait."""
 
@@ -323,6 +325,7 @@ def parse(body: bytes, kind: type[T]) -> T:
     except RecursionError:
         raise Refusal(Code.INVALID_REQUEST, "the body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeError) as error:
+        _refuse_broken_text(body)
         raise Refusal(Code.INVALID_REQUEST, f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise Refusal(Code.INVALID_REQUEST, f"the body must be a JSON object, got {type(document).__name__}")
@@ -363,6 +366,33 @@ def _refuse_unsupported(document: dict[str, Any]) -> None:
             continue
         allowed = f"; only {', '.join(map(repr, neutral))} can be given" if neutral else ""
         raise Refusal(Code.INVALID_REQUEST, f"{field}: is not supported here{allowed}", field)
+
+
+def _refuse_broken_text(body: bytes) -> None:
+    """Of a body that the decoder did not take: name the field whose text is no Unicode, if that is what is wrong."""
+    try:
+        # This decoder lets through what is no Unicode: half of a surrogate pair, and with the option bytes too.
+        document = json.loads(body.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return
+    left: list[tuple[str, object]] = [("", document)]
+    while left:
+        path, value = left.pop()
+        match value:
+            case str() if not _is_unicode(value):
+                field = path if path and len(path) <= _PATH_TOLD_MAX and path.isprintable() else None
+                what = "is not valid Unicode text (half of a surrogate pair, or bytes that are no UTF-8)"
+                raise Refusal(Code.INVALID_REQUEST, f"{field or 'the body'}: {what}", field)
+            case list():
+                left += [(f"{path}[{index}]", each) for index, each in enumerate(value)]
+            case dict():
+                # A name that is none is the fault of whatever holds it.
+                left += [(path, name) for name in value]
+                left += [(f"{path}.{name}".lstrip("."), each) for name, each in value.items()]
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _same(value: object, accepted: object) -> bool:

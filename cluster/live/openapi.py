@@ -11,11 +11,12 @@ from cluster.live.openai import (
     ChatRequest,
     CompletionRequest,
     ErrorBody,
+    Model,
     ModelList,
     TextCompletion,
 )
 
-_KINDS = (ChatRequest, CompletionRequest, ChatCompletion, ChatEvent, TextCompletion, ModelList, ErrorBody)
+_KINDS = (ChatRequest, CompletionRequest, ChatCompletion, ChatEvent, TextCompletion, ModelList, Model, ErrorBody)
 _REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
     "400": "the request is wrong; the error names the field",
@@ -44,6 +45,7 @@ def document(models: Sequence[str], with_keys: bool) -> dict[str, Any]:
         "description": "as session_id in the body, which counts where both are given",
         "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
     }
+    which = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
     paths = {
         "/v1/chat/completions": {
             "post": _generation("chat", schema["ChatRequest"], schema["ChatCompletion"], schema["ChatEvent"], session)
@@ -54,6 +56,9 @@ def document(models: Sequence[str], with_keys: bool) -> dict[str, Any]:
             )
         },
         "/v1/models": {"get": _reading("models", "the models that are served", schema["ModelList"], "401")},
+        "/v1/models/{id}": {
+            "get": {**_reading("model", "a model that is served", schema["Model"], "401", "404"), "parameters": [which]}
+        },
         "/healthz": {"get": _reading("alive", "the gateway runs", {"type": "object"}, "503")},
         "/readyz": {"get": _reading("ready", "the cluster makes tokens", {"type": "object"}, "503")},
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shlex
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cluster.engine.blas import find_blas, preload_environment
-from cluster.engine.weights import ModelUnavailable, model_directory, weights_bytes
+from cluster.engine.weights import ModelUnavailable, UnknownModel, model_directory, weights_bytes
 from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable
 from cluster.live.children import BrokerChild, Child, ChildFailed, environment
 from cluster.live.gateway import GatewaySettings, ServedModel
@@ -33,6 +34,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class CannotServe(Exception):
     """The cluster cannot be brought up. One line."""
+
+
+class WrongUsage(Exception):
+    """What was asked for makes no sense on any machine. One line that names the option."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -109,7 +114,8 @@ class Serving:
             say("  ".join((row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2])))
         model = self._plan.models[0].id
         body = {"model": model, "max_tokens": 32, "messages": [{"role": "user", "content": "What is a whale?"}]}
-        key = f' -H "Authorization: Bearer ${self._plan.key_variable}"' if self._plan.keys else ""
+        variable = self._plan.key_variable
+        key = "" if variable is None else f' -H "Authorization: Bearer {key_in_shell(variable, self._plan.keys)}"'
         say("try it:")
         say(
             f"curl {self._url()}/v1/chat/completions{key} -H 'Content-Type: application/json' -d "
@@ -259,19 +265,32 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
     return False
 
 
+def key_in_shell(variable: str, keys: Sequence[str]) -> str:
+    """What a shell makes the first key of; the key itself is never shown. keys: those in the environment variable."""
+    if os.environ[variable] == keys[0]:
+        return f"${variable}"
+    # For any POSIX shell. Separators may stand before the first key too.
+    return f"$(printf '%s' \"${variable}\" | tr , ' ' | awk 'NF {{print $1; exit}}')"
+
+
 def served_models(names: Sequence[str]) -> tuple[ServedModel, ...]:
-    """The models, under ids that callers use: the name, of a local directory its last part. Raises CannotServe."""
+    """The models, under ids that callers use: the name, of a local directory its last part.
+
+    Raises WrongUsage for what is no model, CannotServe for one that cannot be had now.
+    """
     found = {}
     for name in dict.fromkeys(names):
         try:
             directory = model_directory(name)
             weights_bytes(directory)
+        except UnknownModel as error:
+            raise WrongUsage(f"--model: {error}") from error
         except ModelUnavailable as error:
             raise CannotServe(str(error)) from error
         local = Path(name).expanduser().is_dir()
         model = ServedModel(directory.name if local else name, str(directory) if local else name, str(directory))
         if model.id in found:
-            raise CannotServe(f"two models would be called {model.id!r}")
+            raise WrongUsage(f"--model: two models would be called {model.id!r}")
         found[model.id] = model
     return tuple(found.values())
 

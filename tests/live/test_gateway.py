@@ -14,10 +14,12 @@ import requests
 
 from cluster import serve
 from cluster.engine.weights import ModelUnavailable, model_directory
+from cluster.live.serving import key_in_shell
 from tests.gateway_fuzz import fuzz
 from tests.serving import Serving
 
 KEY = "a-key-of-this-test"
+KEYS = f"{KEY}, another"
 EXIT_USAGE, EXIT_INFRASTRUCTURE = 2, 5
 
 
@@ -103,7 +105,7 @@ def _a_killed_worker_comes_back(serving: Serving, ai: openai.OpenAI) -> None:
 @pytest.mark.live
 def test_a_served_cluster_keeps_what_the_api_promises() -> None:
     arguments = ("--model", "tiny", "--workers", "1", "--api-key-env", "TEST_KEYS")
-    with Serving(*arguments, environment={"TEST_KEYS": KEY}) as serving:
+    with Serving(*arguments, environment={"TEST_KEYS": KEYS}) as serving:
         ai = client(serving)
         _chats_and_streams(serving, ai)
         _errors_are_typed(serving, ai)
@@ -112,7 +114,7 @@ def test_a_served_cluster_keeps_what_the_api_promises() -> None:
         assert requests.get(f"{serving.url}/readyz", timeout=10).status_code == 200
         assert serving.metrics()["mlxc_gateway_time_to_first_token_seconds_count"] >= 5
         pasted = subprocess.run(
-            ["/bin/sh", "-c", serving.curl], env={"PATH": os.environ["PATH"], "TEST_KEYS": KEY}, capture_output=True
+            ["/bin/sh", "-c", serving.curl], env={"PATH": os.environ["PATH"], "TEST_KEYS": KEYS}, capture_output=True
         )
         assert json.loads(pasted.stdout)["object"] == "chat.completion", shlex.quote(serving.curl)
         _a_killed_worker_comes_back(serving, ai)
@@ -133,6 +135,8 @@ def test_a_served_cluster_keeps_what_the_api_promises() -> None:
         (("--policy", "nowhere"), "no policy profile"),
         (("--port", "70000"), "expected 0 to 65535"),
         (("--api-key-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE"),
+        (("--model", "nosuch"), "--model: no model 'nosuch': it has to be `tiny`"),
+        (("--model", "/nonexistent/model"), "--model: no model '/nonexistent/model'"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_starts(
@@ -143,11 +147,27 @@ def test_wrong_usage_is_told_before_anything_starts(
     except SystemExit as end:
         code = end.code
     assert code == EXIT_USAGE
-    assert told in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert told in lines[-1]
+    assert len([line for line in lines if "error" in line or line.startswith("cluster.serve: ")]) == 1
 
 
-@pytest.mark.parametrize("arguments", [("--model", "/nonexistent/model"), ("--host", "192.0.2.1")])
-def test_what_cannot_be_had_is_told_in_one_line(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("value", ["one", "one,two", " ,one\ttwo", "one\ntwo", "o$n`e\\x,two"])
+def test_the_line_to_paste_has_the_first_key_and_does_not_show_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEYS", value)
+    keys = value.replace(",", " ").split()
+    shown = key_in_shell("TEST_KEYS", keys)
+    assert keys[0] not in shown
+    told = subprocess.run(["/bin/sh", "-c", f'printf %s "Bearer {shown}"'], capture_output=True, text=True, check=True)
+    assert told.stdout == f"Bearer {keys[0]}"
+
+
+@pytest.mark.parametrize("arguments", [("--model", "smollm2-135m"), ("--host", "192.0.2.1")])
+def test_what_cannot_be_had_is_told_in_one_line(
+    arguments: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Where nothing was pulled yet.
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path))
     assert serve.main(arguments) == EXIT_INFRASTRUCTURE
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cluster.serve: ")

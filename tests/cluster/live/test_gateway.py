@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yarl
 
 from cluster.engine.weights import model_directory
 from cluster.errors import TRAITS, Code
@@ -107,7 +108,8 @@ class Bench:
 async def bench(play: Play, **settings: Any) -> AsyncIterator[Bench]:
     cluster = FakeCluster(play)
     options: dict[str, Any] = {"context_tokens": 256, "message_bytes_max": 2**20, **settings}
-    gateway = Gateway(GatewaySettings(models=(ServedModel("tiny", "tiny", TINY),), **options), cluster)
+    options.setdefault("models", (ServedModel("tiny", "tiny", TINY),))
+    gateway = Gateway(GatewaySettings(**options), cluster)
     port = await gateway.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
@@ -217,6 +219,27 @@ def test_a_stop_string_ends_the_answer_and_frees_the_slot() -> None:
     run(endless, test)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_tokens_after_a_stop_string_are_not_counted(path: str) -> None:
+    text = "one END two three four"
+    wanted = next(count for count in range(1, 100) if "END" in TOKENIZER.decode(TOKENIZER.text(text)[:count]))
+
+    async def test(b: Bench) -> None:
+        body = {"model": "tiny", "stop": ["END"], **({"prompt": "x"} if "chat" not in path else CHAT)}
+        assert wanted < len(TOKENIZER.text(text))
+        # All of it comes at once, before the gateway could stop anything.
+        _, answer = await b.post(body, path)
+        prompt = answer["usage"]["prompt_tokens"]
+        assert (answer["usage"]["completion_tokens"], answer["usage"]["total_tokens"]) == (wanted, prompt + wanted)
+        events = await b.events({**body, "stream_options": {"include_usage": True}}, path)
+        assert events[-2]["usage"] == answer["usage"]
+        assert await b.metric('mlxc_gateway_tokens_total{kind="completion"}') == 2 * wanted
+        _, answer = await b.post({**body, "stop": "no such string"}, path)
+        assert answer["usage"]["completion_tokens"] == len(TOKENIZER.text(text))
+
+    run(says(text), test)
+
+
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.CANCELLED])
 def test_each_code_keeps_its_identity(code: Code) -> None:
     async def test(b: Bench) -> None:
@@ -299,8 +322,9 @@ def test_keys_are_demanded_and_sessions_of_different_keys_do_not_meet() -> None:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic one"}):
             status, answer = await b.post(CHAT, headers=headers)
             assert (status, answer["error"]["code"]) == (401, "INVALID_API_KEY")
-        async with b.session.get("/v1/models") as answer:
-            assert answer.status == 401
+        for path in ("/v1/models", "/v1/models/tiny", "/v1/models/nosuch"):
+            async with b.session.get(path) as answer:
+                assert answer.status == 401
         for path in ("/healthz", "/metrics", "/openapi.json"):
             async with b.session.get(path) as answer:
                 assert answer.status == 200
@@ -483,9 +507,44 @@ def test_what_is_served_and_how_to_ask_is_told() -> None:
         async with b.session.get("/openapi.json") as answer:
             document = await answer.json()
         assert document["openapi"].startswith("3.1")
+        (parameter,) = document["paths"]["/v1/models/{id}"]["get"]["parameters"]
+        assert (parameter["in"], parameter["schema"]["enum"]) == ("path", ["tiny"])
         assert document["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
         await b.post(CHAT)
         for name in ("time_to_first_token_seconds", "request_seconds"):
             assert await b.metric(f"mlxc_gateway_{name}_count") == 1
+
+    run(says("Hello"), test)
+
+
+def test_one_model_is_told_also_when_its_id_has_slashes() -> None:
+    hub = "mlx-community/Llama-3.2-1B-Instruct-4bit"
+    models = (ServedModel("tiny", "tiny", TINY), ServedModel(hub, hub, TINY))
+
+    async def test(b: Bench) -> None:
+        async with b.session.get("/v1/models") as answer:
+            listed = {model["id"]: model for model in (await answer.json())["data"]}
+        for path, name in (("tiny", "tiny"), (hub, hub), (hub.replace("/", "%2F"), hub)):
+            async with b.session.get(yarl.URL(f"http://127.0.0.1:{b.port}/v1/models/{path}", encoded=True)) as answer:
+                assert (answer.status, await answer.json()) == (200, listed[name])
+        for path in ("nosuch", "tiny/", "mlx-community", "%FF%00", "x" * 5_000):
+            async with b.session.get(yarl.URL(f"http://127.0.0.1:{b.port}/v1/models/{path}", encoded=True)) as answer:
+                assert answer.status == 404
+                error = (await answer.json())["error"]
+                assert (error["code"], error["type"], error["param"]) == ("MODEL_NOT_FOUND", "not_found_error", "model")
+                assert len(error["message"]) < 500
+
+    run(says("Hello"), test, models=models)
+
+
+@pytest.mark.parametrize("escape", [b"\\ud800", b"\xff"])
+def test_a_text_that_is_no_unicode_is_told_with_its_field(escape: bytes) -> None:
+    async def test(b: Bench) -> None:
+        body = b'{"model": "tiny", "messages": [{"role": "user", "content": "hi %s"}]}' % escape
+        headers = {"Content-Type": "application/json"}
+        async with b.session.post("/v1/chat/completions", data=body, headers=headers) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"], error["param"]) == (400, "INVALID_REQUEST", "messages[0].content")
+            assert error["message"].startswith("messages[0].content: is not valid Unicode text")
 
     run(says("Hello"), test)

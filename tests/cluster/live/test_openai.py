@@ -89,6 +89,31 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     assert refused(body).code == Code.INVALID_REQUEST
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"user": "\\ud800"}', "user"),
+        (b'{"stop": ["a", "\\udc00 "]}', "stop[1]"),
+        (b'{"prompt": "a\xff"}', "prompt"),
+        (b'{"messages": [{"content": [{"text": "ok"}, {"text": "\\ud83d"}]}]}', "messages[0].content[1].text"),
+        (b'{"metadata": {"\\ud800": 1}}', "metadata"),
+        (b'{"\\ud800": 1}', None),
+        (b'{"%s": "\\ud800"}' % (b"x" * 1_000), None),
+        (b'{"a\\n": "\\ud800"}', None),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused_by_name(body: bytes, field: str | None) -> None:
+    refusal = refused(body)
+    assert refusal.param == field
+    assert refusal.message.startswith(f"{field or 'the body'}: is not valid Unicode text")
+
+
+def test_whole_surrogate_pairs_are_text_and_broken_json_is_not_called_broken_text() -> None:
+    assert parse(b'{"model": "tiny", "prompt": "\\ud83d\\ude00"}', CompletionRequest).prompt == "\U0001f600"
+    for body in (b'{"prompt": "\xff"', b"{", b"[" * 100_000 + b"\xff"):
+        assert "Unicode text" not in refused(body).message
+
+
 def test_what_does_not_change_the_answer_is_ignored() -> None:
     ignored = {"metadata": {"a": 1}, "store": True, "user": "u", "service_tier": "auto", "no_such_field": [1]}
     neutral = {"n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "seed": None, "stop": None}
