@@ -1,5 +1,6 @@
 """The soak's own check: it must see what it is there to see."""
 
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from cluster.client import ClientNode
 from cluster.node import Ask
 from cluster.policy import Policy
+from tests.cases import cases
 from tests.serving_cases import CENSUS, GROWTH_MAX, REQUESTS_MIN, Census, left_behind
 
 BASE = {"link.subscriptions": 3, "gauge.open_requests": 0, "node._ledger": 0, "node._sessions._known": 0}
@@ -49,6 +51,32 @@ def test_what_is_left_is_told(tmp_path: Path, after: dict[str, int], told: str) 
 def test_a_soak_that_nobody_counted_is_none(tmp_path: Path) -> None:
     (tmp_path / CENSUS).write_bytes(msgspec.json.encode(Census(problem="worker-0: gone")))
     assert left_behind(tmp_path)[0] == ["worker-0: gone", "nothing was counted after the load"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_long_tests_have_their_model_or_say_why_not(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        pulls = "pull" in command
+        said = "fetching it\nno network\n" if pulls and not there else ""
+        return subprocess.CompletedProcess(command, 5 if said else 0, "== 9 passed ==\n", said)
+
+    monkeypatch.setattr("tests.cases.subprocess.run", run)
+    (case,) = (case for case in cases() if case.name == "bad_days")
+    outcome = case.play(tmp_path)
+    assert [("pull" in command, "pytest" in command) for command in commands] == [(True, False), (False, True)]
+    told = "smollm2-135m cannot be pulled, and the tests that ask it fail: no network"
+    assert outcome.problems == ([] if there else [told])
+
+
+def test_no_long_test_skips_itself_for_want_of_the_model() -> None:
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        if path != Path(__file__):
+            assert "except ModelUnavailable" not in path.read_text(), path
 
 
 def test_every_collection_of_a_node_is_counted() -> None:
