@@ -152,6 +152,7 @@ EVENT_KINDS: dict[str, str] = {
     "worker_joined": "the controller heard a new incarnation of the worker for the first time",
     "worker_ready": "the controller may route to the worker",
     "worker_suspected": "heartbeats of the worker are overdue: no new work for it",
+    "worker_forgotten": "a dead worker is no member any more: a new one needed its place",
     "worker_dead": "the worker is declared dead: its open attempts are given up",
     "breaker_opened": "the worker's circuit breaker opened",
     "breaker_half_open": "one probe may pass",

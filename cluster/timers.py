@@ -37,10 +37,15 @@ class Timers(Generic[Key]):
 
     def next(self) -> float | None:
         """The earliest time, None when there is none."""
+        first = self.first()
+        return None if first is None else first[0]
+
+    def first(self) -> tuple[float, Key] | None:
+        """The earliest time and whose it is, None when there is none."""
         while self._heap:
             time_s, count, key = self._heap[0]
             if self._current.get(key) == (time_s, count):
-                return time_s
+                return time_s, key
             heapq.heappop(self._heap)
         return None
 

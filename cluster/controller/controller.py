@@ -182,7 +182,7 @@ class ControllerNode:
         if not fresh:
             # Held back on its way, and the request has ended meanwhile: nobody waits for another execution.
             return []
-        entry = Entry(submit)
+        entry = Entry(submit, now)
         code = self._refusal(submit, now)
         if code is not None:
             return [self._failure(entry, code)]
@@ -209,14 +209,9 @@ class ControllerNode:
         """The client asks again for a request that is running: continue, and send what it has missed."""
         commands: list[Command] = []
         if submit.submission > entry.submit.submission:
-            entry.submit = submit
-            missed = submit.delivered if len(submit.delivered) > len(entry.tokens) else ()
-            if missed:
-                # The client knows more than we do: an earlier life of ours made it. Our attempt is behind.
-                entry.tokens = list(missed)
-                if entry.attempt is not None:
-                    commands += self._withdraw(entry, "superseded", "", now)
-                    commands += self._dispatch(entry, now)
+            if entry.resume(submit) and entry.attempt is not None:
+                commands += self._withdraw(entry, "superseded", "", now)
+                commands += self._dispatch(entry, now)
             parts = tuple((submit.submission, chunk) for chunk in entry.after(len(submit.delivered)))
             if parts:
                 commands.append(Send(submit.client, Delivery(self.incarnation, parts)))
@@ -227,7 +222,7 @@ class ControllerNode:
         """A new request goes to a worker, or behind those who wait for one already."""
         if self._waiting.first(entry.submit.model) is None:
             return self._dispatch(entry, now)
-        self._waiting.add(entry, now)
+        self._waiting.add(entry)
         self._timeouts.arm(entry)
         return self._fill(now)
 
@@ -280,7 +275,7 @@ class ControllerNode:
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
         serving, able = self._workforce.serving(entry.submit.model), self._workforce.able(entry)
         if able and not any(self._workforce.has_room(worker) for worker in able):
-            self._waiting.add(entry, now)
+            self._waiting.add(entry)
             self._timeouts.arm(entry)
             return []
         self._waiting.discard(entry)
@@ -477,6 +472,11 @@ class ControllerNode:
         commands: list[Command] = []
         for change in changes:
             worker = change.worker
+            if change.forgotten:
+                self._workforce.forget(worker)
+                self._sessions.forget_worker(worker)
+                commands.append(event(now, "worker_forgotten", worker, detail=change.reason))
+                continue
             self._workforce.joined(worker)
             if change.joined:
                 incarnation = self._membership.members[worker].heartbeat.incarnation

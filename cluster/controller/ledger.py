@@ -34,10 +34,12 @@ class Attempt:
 class Entry:
     """A request. `tokens` is the completion so far, `chunks` where each part of it came from.
 
+    accepted_s: when the controller took it in, its clock, seconds.
     Either `attempt` is set (it runs on a worker), or `retry_s` (it will be tried then), or it waits for our own link.
     """
 
     __slots__ = (
+        "accepted_s",
         "attempt",
         "attempts_made",
         "chunks",
@@ -50,8 +52,9 @@ class Entry:
         "tokens",
     )
 
-    def __init__(self, submit: Submit) -> None:
+    def __init__(self, submit: Submit, now: float) -> None:
         self.submit = submit
+        self.accepted_s = now
         self.deadline_s = submit.deadline_s
         self.tokens: list[Token] = list(submit.delivered)
         self.chunks: list[Chunk] = []
@@ -66,6 +69,20 @@ class Entry:
     def id(self) -> str:
         """The request's id."""
         return self.submit.request_id
+
+    def resume(self, submit: Submit) -> bool:
+        """Take the client's next submission. Returns whether the present attempt, if any, is of no use any more.
+
+        So it is where the client has been elsewhere meanwhile (a submission is missing here) or knows more than we
+        do: then it goes on from what it has, and would take what an older attempt says for news of the past.
+        """
+        skipped = submit.submission > self.submit.submission + 1
+        self.submit = submit
+        if not skipped and len(submit.delivered) <= len(self.tokens):
+            return False
+        self.tokens = list(submit.delivered)
+        self.chunks = []
+        return True
 
     def after(self, index: int) -> list[Chunk]:
         """What the ledger knows of the completion from `index` on, as chunks with their origin."""

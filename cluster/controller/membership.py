@@ -61,22 +61,36 @@ class Member:
 
 
 class Change:
-    """A member's step from one state to another. `restarted`: an incarnation that we knew is gone for good."""
+    """A member's step from one state to another.
 
-    __slots__ = ("joined", "liveness", "reason", "restarted", "worker")
+    restarted: an incarnation that we knew is gone for good. forgotten: a dead one is no member any more.
+    """
+
+    __slots__ = ("forgotten", "joined", "liveness", "reason", "restarted", "worker")
 
     def __init__(
-        self, worker: str, liveness: Liveness, reason: str = "", *, joined: bool = False, restarted: bool = False
+        self,
+        worker: str,
+        liveness: Liveness,
+        reason: str = "",
+        *,
+        joined: bool = False,
+        restarted: bool = False,
+        forgotten: bool = False,
     ) -> None:
         self.worker = worker
         self.liveness = liveness
         self.reason = reason
         self.joined = joined
         self.restarted = restarted
+        self.forgotten = forgotten
 
 
 class Membership:
-    """All workers the controller has heard of; bounded by `workers_max`."""
+    """Workers that the controller has heard of, at most `workers_max`: a new one takes the place of the longest dead.
+
+    Where all of them are alive, a new one is ignored.
+    """
 
     def __init__(self, policy: MembershipPolicy) -> None:
         self._policy = policy
@@ -101,7 +115,12 @@ class Membership:
         changes: list[Change] = []
         if member is None or heartbeat.incarnation > member.heartbeat.incarnation:
             if member is None and len(self.members) >= self._policy.workers_max:
-                return []
+                dead = [name for name, known in self.members.items() if known.liveness is Liveness.DEAD]
+                if not dead:
+                    return []
+                longest = min(dead, key=lambda name: self.members[name].heard_s)
+                del self.members[longest]
+                changes.append(Change(longest, Liveness.DEAD, f"{heartbeat.worker} took its place", forgotten=True))
             restarted = member is not None
             member = self.members[heartbeat.worker] = Member(heartbeat, now)
             changes.append(Change(heartbeat.worker, Liveness.READY, joined=True, restarted=restarted))

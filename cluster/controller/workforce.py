@@ -29,6 +29,11 @@ class Workforce:
         self.breakers.setdefault(worker, CircuitBreaker(self._policy.breaker))
         self._outstanding.setdefault(worker, 0)
 
+    def forget(self, worker: str) -> None:
+        """The membership has forgotten a worker, which was dead: its attempts ended when it died."""
+        assert not self._outstanding.pop(worker)
+        del self.breakers[worker]
+
     def load(self, worker: str) -> int:
         """Attempts on the worker: ours as we know it, those of other controllers as it said in its last heartbeat."""
         return self._outstanding[worker] + self.membership.members[worker].load_of_others(self._controller)

@@ -244,9 +244,14 @@ class ControllerWalk(RuleBasedStateMachine):
             assert codes == [Code.INVALID_REQUEST]
         return request_id
 
-    @rule(request_id=requests, forgets=st.integers(0, 3), knows=st.sampled_from([0, 0, 0, 1]))
-    def submit_again(self, request_id: str, forgets: int, knows: int) -> None:
-        """The client lost the last deliveries, or knows tokens from an earlier controller."""
+    @rule(
+        request_id=requests,
+        forgets=st.integers(0, 3),
+        knows=st.sampled_from([0, 0, 0, 1]),
+        elsewhere=st.sampled_from([0, 0, 1]),
+    )
+    def submit_again(self, request_id: str, forgets: int, knows: int, elsewhere: int) -> None:
+        """The client lost the last deliveries, or knows tokens from an earlier or another controller."""
         caller = self.callers[request_id]
         if caller.ended:
             return
@@ -254,10 +259,15 @@ class ControllerWalk(RuleBasedStateMachine):
         had = max(len(caller.submit.delivered), caller.position - forgets) + knows
         had = min(had, caller.submit.max_tokens - 1)
         fields = {name: getattr(caller.submit, name) for name in caller.submit.__struct_fields__}
-        fields |= {"submission": caller.submit.submission + 1, "delivered": part(request_id, 0, had)}
+        fields |= {"submission": caller.submit.submission + 1 + elsewhere, "delivered": part(request_id, 0, had)}
         before, caller.submit, caller.position = caller.position, Submit(**fields), had
+        former = self.live.get(request_id)
         self.feed(Received(caller.submit))
-        assert caller.ended or caller.position == max(before, had), "what was missed is sent again"
+        if elsewhere:
+            assert caller.ended or caller.position == had, "what it did not hear from us is of another stream"
+            assert former is None or self.live.get(request_id) != former, "its client would not listen to the old one"
+        else:
+            assert caller.ended or caller.position == max(before, had), "what was missed is sent again"
 
     @rule(request_id=requests)
     def an_old_submission_arrives_late(self, request_id: str) -> None:
@@ -561,6 +571,32 @@ def test_what_a_client_missed_is_sent_again_with_its_origin() -> None:
     (missed,) = told(list(desk.node.handle(Received(again), 0.2)))
     assert (missed.index, missed.tokens) == (1, part("r1", 1, 2))
     assert (missed.worker, missed.worker_incarnation) == (first.worker, first.worker_incarnation) == (worker, 1)
+
+
+def test_a_client_that_was_elsewhere_meanwhile_gets_another_attempt_from_what_it_has() -> None:
+    desk = Desk()
+    ((worker, sent),) = dispatches(desk.submit("r1", 0.0))
+    desk.report(worker, Chunk(sent.attempt, 0, part("r1", 0, 3)), 0.1)
+    elsewhere = (900, 901)
+    back = list(desk.node.handle(Received(Submit("c", 1, "r1", 3, "m", (1,), elsewhere, 6, 50.0)), 0.2))
+    assert Send(worker, Withdraw(sent.attempt)) in back
+    assert told(back) == []
+    ((_, anew),) = dispatches(back)
+    assert anew.attempt == AttemptId("r1", 3, 2)
+    assert anew.delivered == elsewhere
+
+
+def test_dead_workers_make_room_for_new_ones() -> None:
+    desk = Desk(workers=("w0", "w1", "w2"))
+    desk.submit("r1", 0.0, session="s")
+    for at_s in (1.0, 2.0, 3.0, 4.0):
+        desk.beat("w2", at_s)
+        desk.node.handle(Wake(), at_s)
+    assert desk.node.workers()["w0"][0] == "dead"
+    rows = [command.row for command in desk.beat("w9", 4.1) if isinstance(command, Record)]
+    kinds = [(row.kind, row.subject) for row in rows if isinstance(row, EventRow)]
+    assert kinds[:2] == [("worker_forgotten", "w0"), ("worker_joined", "w9")]
+    assert set(desk.node.workers()) == {"w1", "w2", "w9"}
 
 
 def test_a_submission_that_was_held_back_until_its_request_had_ended_starts_nothing() -> None:

@@ -10,7 +10,7 @@ from tests.cluster import QUICK
 
 
 def entry(name: str = "r", delivered: tuple[int, ...] = ()) -> Entry:
-    return Entry(Submit("c", 1, name, 1, "m", (1,), delivered, 100, 10.0))
+    return Entry(Submit("c", 1, name, 1, "m", (1,), delivered, 100, 10.0), 0.0)
 
 
 def test_it_is_full_at_its_limit_and_has_room_again_when_one_ends() -> None:

@@ -146,6 +146,23 @@ def test_the_membership_is_bounded() -> None:
     assert members.members["w1"].heartbeat.incarnation == 2
 
 
+def test_a_new_worker_takes_the_place_of_the_longest_dead_and_of_nobody_alive() -> None:
+    members = Membership(POLICY)
+    for at_s, worker in enumerate(["w0", "w1", "w2"]):
+        members.heard(beat(worker), 0.1 * at_s)
+    assert members.heard(beat("w3"), 0.3) == []
+    members.heard(beat("w0"), 4.0)
+    for _ in range(2):
+        members.sweep(members.next_sweep() or 0.0)
+    assert [liveness(members, worker) for worker in ("w1", "w2")] == [Liveness.SUSPECTED] * 2
+    assert members.heard(beat("w3"), 5.0) == []
+    assert told(members, 5.3).count(Liveness.DEAD) == 2
+    gone, come = members.heard(beat("w3"), 5.3)
+    assert (gone.worker, gone.forgotten) == ("w1", True)
+    assert (come.worker, come.joined) == ("w3", True)
+    assert list(members.members) == ["w0", "w2", "w3"]
+
+
 @pytest.mark.parametrize("heard_s", [0.1, 0.7, 4.02, 12.3, 1e5 + 0.1])
 def test_a_sweep_at_the_time_it_asked_for_never_asks_for_the_same_time_again(heard_s: float) -> None:
     members = Membership(POLICY)

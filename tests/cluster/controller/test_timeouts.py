@@ -10,7 +10,7 @@ POLICY = TimeoutPolicy(first_token_s=2.0, between_tokens_s=1.5)
 
 
 def entry(deadline_s: float = 10.0, *, attempt: bool = True, now: float = 0.0) -> Entry:
-    made = Entry(Submit("c", 1, "r", 1, "m", (1,), (), 10, deadline_s))
+    made = Entry(Submit("c", 1, "r", 1, "m", (1,), (), 10, deadline_s), 0.0)
     if attempt:
         made.attempt = Attempt(AttemptId("r", 1, 1), "w", 1, 0, now)
     return made

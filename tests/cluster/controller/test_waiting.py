@@ -10,8 +10,8 @@ from cluster.protocol import Submit
 AGEING_S = 5.0
 
 
-def entry(name: str, priority: int = 0, model: str = "m") -> Entry:
-    return Entry(Submit("c", 1, name, 1, model, (1,), (), 4, 100.0, None, priority))
+def entry(name: str, at_s: float, priority: int = 0, model: str = "m") -> Entry:
+    return Entry(Submit("c", 1, name, 1, model, (1,), (), 4, 100.0, None, priority), at_s)
 
 
 def order(room: WaitingRoom, model: str = "m") -> list[str]:
@@ -25,7 +25,7 @@ def order(room: WaitingRoom, model: str = "m") -> list[str]:
 def test_high_priority_first_and_first_come_first_served_among_equals() -> None:
     room = WaitingRoom(AGEING_S)
     for at, (name, priority) in enumerate([("low", -1), ("a", 0), ("b", 0), ("high", 1)]):
-        room.add(entry(name, priority), at * 0.1)
+        room.add(entry(name, at * 0.1, priority))
     assert order(room) == ["high", "a", "b", "low"]
     assert len(room) == 0
     assert not room.models()
@@ -33,26 +33,35 @@ def test_high_priority_first_and_first_come_first_served_among_equals() -> None:
 
 def test_who_waits_rises_by_one_priority_in_ageing_s() -> None:
     room = WaitingRoom(AGEING_S)
-    room.add(entry("old", 0), 0.0)
-    room.add(entry("young", 1), AGEING_S + 0.1)
+    room.add(entry("old", 0.0))
+    room.add(entry("young", AGEING_S + 0.1, 1))
     assert order(room) == ["old", "young"]
 
 
 def test_models_wait_in_lines_of_their_own() -> None:
     room = WaitingRoom(AGEING_S)
-    room.add(entry("a", 0, "m"), 0.0)
-    room.add(entry("b", 1, "n"), 0.0)
+    room.add(entry("a", 0.0, 0, "m"))
+    room.add(entry("b", 0.0, 1, "n"))
     assert room.models() == ["m", "n"]
     assert order(room) == ["a"]
 
 
 def test_one_that_waits_already_keeps_its_place() -> None:
     room = WaitingRoom(AGEING_S)
-    first = entry("first")
-    room.add(first, 0.0)
-    room.add(entry("second"), 0.1)
-    room.add(first, 0.2)
+    first = entry("first", 0.0)
+    room.add(first)
+    room.add(entry("second", 0.1))
+    room.add(first)
     assert order(room) == ["first", "second"]
+
+
+def test_one_that_comes_back_stands_where_its_acceptance_puts_it() -> None:
+    room = WaitingRoom(AGEING_S)
+    back = entry("back", 0.05)
+    for number in range(3):
+        room.add(entry(str(number), number * 0.1))
+    room.add(back)
+    assert order(room) == ["0", "back", "1", "2"]
 
 
 @given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.floats(0, 30)), min_size=1, max_size=40))
@@ -60,7 +69,7 @@ def test_nobody_is_passed_by_whoever_came_two_levels_of_ageing_later(arrivals: l
     room = WaitingRoom(AGEING_S)
     came = {}
     for number, (priority, at_s) in enumerate(sorted(arrivals, key=lambda arrival: arrival[1])):
-        room.add(entry(str(number), priority), at_s)
+        room.add(entry(str(number), at_s, priority))
         came[str(number)] = at_s
     names = order(room)
     assert sorted(names) == sorted(came)
