@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.profiles import ProfileError, load_policy
 
 _PORT = 8000
+_POLICY = "serving"
 _NODES_MAX = 64
 EXIT_USAGE, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 5, 130
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--controllers", type=_count, default=1, metavar="N", help="default 1")
     add("--host", default="127.0.0.1", metavar="H", help="where HTTP listens, default 127.0.0.1")
     add("--port", type=_port, default=_PORT, metavar="P", help=f"default {_PORT}; 0 takes a free one")
-    add("--policy", default="default", metavar="NAME|FILE", help="a profile of cluster/policies, or a YAML file")
+    add("--policy", default=_POLICY, metavar="NAME|FILE", help=f"profile or YAML file, default {_POLICY}")
     add("--api-key-env", metavar="NAME", help="environment variable with the keys that callers may use")
     add("--log-dir", metavar="D", help="keep the logs of all processes here")
     return parser

@@ -13,6 +13,8 @@ from chaos import run
 from chaos.experiment import find
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
+from cluster import serve
+from cluster.live.openai import DEFAULT_TIMEOUT_S
 from cluster.policy import Policy
 from cluster.profiles import load_policy, profile_names
 from tests.chaos.simulated_runs import SHORT, Quiet
@@ -61,9 +63,22 @@ def differences(policy: Policy, base: Policy) -> dict[str, dict[str, Any]]:
     return told
 
 
-def test_there_are_the_defaults_and_those_of_mlx_serving() -> None:
-    assert profile_names() == ["default", "mlx_serving"]
+def test_there_are_the_defaults_those_of_mlx_serving_and_those_for_serving() -> None:
+    assert profile_names() == ["default", "mlx_serving", "serving"]
     assert load_policy("default") == Policy()
+
+
+def test_serving_is_patient_with_slow_prompts_and_says_nothing_else() -> None:
+    serving = load_policy(serve._parser().parse_args([]).policy)
+    assert differences(serving, Policy()) == {
+        "timeout": {"first_token_s": 120, "between_tokens_s": 10},
+        "client": {"silence_s": 15},
+        "routing": {"outstanding_max": 8},
+    }
+    assert serving.timeout.first_token_s == DEFAULT_TIMEOUT_S
+    assert serving.timeout.between_tokens_s is not None
+    assert serving.client.silence_s > serving.timeout.between_tokens_s
+    assert serving.routing.outstanding_max == serving.worker.batch_max
 
 
 def test_mlx_serving_differs_from_the_defaults_in_what_it_publishes_and_in_nothing_else() -> None:
