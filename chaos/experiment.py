@@ -13,6 +13,9 @@ from analysis.criterion import Criterion
 from cluster.policy import Policy, Seconds
 from workloads.spec import Positive, WorkloadSpec
 
+BROKER = "broker"
+"""The broker as a fault's target."""
+
 
 class ExperimentError(Exception):
     """The experiment file or a setting is wrong. The message is one line: which file, which field, what."""
@@ -83,6 +86,10 @@ class Experiment(_Section, frozen=True):
         workers = [f"worker-{number}" for number in range(self.cluster.workers)]
         clients = [f"client-{number}" for number in range(self.workload.generators)]
         return [*self.controller_names(), *workers, *clients]
+
+    def target_names(self) -> list[str]:
+        """Whatever a fault may name: every node, and the broker."""
+        return [*self.node_names(), BROKER]
 
 
 def catalogue() -> dict[str, Path]:

@@ -87,7 +87,7 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
         raise _Wrong(f"{field}.targets", "at least one node is needed")
     nodes = experiment.node_names()
     for target in fault.targets:
-        _one_of(f"{field}.targets", target, nodes, "node")
+        _one_of(f"{field}.targets", target, experiment.target_names(), "node")
     if len(set(fault.targets)) != len(fault.targets):
         raise _Wrong(f"{field}.targets", "a node is named twice")
     phase_s = experiment.phases[fault.phase].duration_s

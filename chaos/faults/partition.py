@@ -11,6 +11,7 @@ from typing import ClassVar
 from analysis.schema import EventRow
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
+from chaos.faults.roles import LINKED, demand_options, demand_roles
 from chaos.worlds.world import Cut, LinkState, World
 from cluster.errors import Code
 
@@ -28,13 +29,11 @@ class Partition:
     COLOUR: ClassVar[str] = "#d55e00"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        modes = ", ".join(cut.value for cut in Cut)
-        if spec.mode is None or spec.mode not in set(Cut):
-            raise ValueError(f"mode: expected one of {modes}, got {spec.mode!r}")
+        demand_roles(spec, LINKED)
+        demand_options(spec, (), modes=tuple(cut.value for cut in Cut))
+        assert spec.mode is not None
         if spec.duration_s < _DURATION_S_MIN:
             raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
-        if spec.options:
-            raise ValueError(f"options: a partition has none, got {', '.join(spec.options)}")
         self._cut = Cut(spec.mode)
         self._targets = spec.targets
         self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))

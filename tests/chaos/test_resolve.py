@@ -96,7 +96,7 @@ def test_an_unknown_experiment_names_the_catalogue() -> None:
         ("faults.cut.mode=sideways", "faults.cut.mode", "expected one of refuse, reset, stall"),
         ("faults.cut.kind=meteor", "faults.cut.kind", "expected one of partition"),
         ("faults.cut.phase=lunch", "faults.cut.phase", "no phase named 'lunch'; there is warm_up, baseline"),
-        ("faults.cut.options={a: 1}", "faults.cut.options", "a partition has none"),
+        ("faults.cut.options={a: 1}", "faults.cut.options", "partition has no a; it has none"),
         ("faults.cut=7", "faults.cut", "expected object"),
         ("faults=7", "faults", "expected a mapping"),
         ("phases=[1]", "phases", "expected a mapping"),

@@ -87,7 +87,7 @@ def test_an_unknown_mode_is_refused_and_the_known_ones_are_named(mode: str | Non
 
 
 def test_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="options: a partition has none, got jitter"):
+    with pytest.raises(ValueError, match="options: partition has no jitter; it has none"):
         Partition(spec(options={"jitter": 3}), NODES)
 
 
