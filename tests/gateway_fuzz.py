@@ -155,6 +155,7 @@ class Rubbish:
             self.pipelined,
             self.chunked,
             self.lying_length,
+            self.wild_headers,
             self.left_stream,
             self.whole,
         )
@@ -203,6 +204,13 @@ class Rubbish:
         length = self._random.choice((b"1", b"-5", b"x", b"99999999999999999999", b"5, 6"))
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
         return head + length + b"\r\n\r\n" + body, True
+
+    def wild_headers(self) -> tuple[bytes, bool]:
+        """Bytes in headers that are no text."""
+        name = self._random.choice((b"X-Session-Id", b"Authorization", b"Accept", b"User-Agent"))
+        value = bytes(self._random.choice(range(128, 256)) for _ in range(self._random.randrange(1, 9)))
+        whole = request_bytes(self._body(), *CLOSING)
+        return whole.replace(b"Host: x", b"Host: x\r\n" + name + b": " + value, 1), False
 
     def left_stream(self) -> tuple[bytes, bool]:
         """A stream that nobody stays for."""

@@ -304,10 +304,7 @@ class Gateway:
         if size > self._settings.message_bytes_max:
             message = f"prompt and answer can take {size} bytes in a message of the cluster, which may have"
             raise Refusal(openai.CONTEXT_LENGTH_EXCEEDED, f"{message} {self._settings.message_bytes_max}")
-        session = wanted.session_id or request.headers.get("X-Session-Id")
-        if session is not None and not 1 <= len(session) <= openai.SESSION_ID_MAX:
-            message = f"X-Session-Id: expected 1 to {openai.SESSION_ID_MAX} characters"
-            raise Refusal(Code.INVALID_REQUEST, message, "X-Session-Id")
+        session = wanted.session_id or _session_of(request)
         ask = Ask(
             request_id=f"{wanted.ID_PREFIX}-{secrets.token_hex(12)}",
             model=model.name,
@@ -383,6 +380,19 @@ class Gateway:
 
     async def _tell_document(self, request: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
+
+
+def _session_of(request: web.Request) -> str | None:
+    session = request.headers.get("X-Session-Id")
+    if session is None:
+        return None
+    if not 1 <= len(session) <= openai.SESSION_ID_MAX:
+        message = f"X-Session-Id: expected 1 to {openai.SESSION_ID_MAX} characters"
+        raise Refusal(Code.INVALID_REQUEST, message, "X-Session-Id")
+    if not openai.is_unicode(session):
+        # The client node could not send it, and a node that fails takes all its requests with it.
+        raise Refusal(Code.INVALID_REQUEST, "X-Session-Id: is not valid UTF-8", "X-Session-Id")
+    return session
 
 
 def _prompt(tokenizer: ChatTokenizer, wanted: ChatRequest | CompletionRequest) -> tuple[Token, ...]:

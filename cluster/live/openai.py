@@ -359,6 +359,11 @@ def check_tokens(request: GenerationRequest, prompt: tuple[Token, ...], context:
     return limit
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be sent on. What cannot: halves of surrogate pairs, and bytes of a header that are no UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _refuse_unsupported(document: dict[str, Any]) -> None:
     for field, neutral in _UNSUPPORTED.items():
         value = document.get(field)
@@ -379,7 +384,7 @@ def _refuse_broken_text(body: bytes) -> None:
     while left:
         path, value = left.pop()
         match value:
-            case str() if not _is_unicode(value):
+            case str() if not is_unicode(value):
                 field = path if path and len(path) <= _PATH_TOLD_MAX and path.isprintable() else None
                 what = "is not valid Unicode text (half of a surrogate pair, or bytes that are no UTF-8)"
                 raise Refusal(Code.INVALID_REQUEST, f"{field or 'the body'}: {what}", field)
@@ -389,10 +394,6 @@ def _refuse_broken_text(body: bytes) -> None:
                 # A name that is none is the fault of whatever holds it.
                 left += [(path, name) for name in value]
                 left += [(f"{path}.{name}".lstrip("."), each) for name, each in value.items()]
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _same(value: object, accepted: object) -> bool:

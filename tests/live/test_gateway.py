@@ -46,10 +46,14 @@ def _chats_and_streams(serving: Serving, ai: openai.OpenAI) -> None:
     stopped = ai.chat.completions.create(model="tiny", messages=asked, max_tokens=24, stop=stop)
     assert stopped.choices[0].finish_reason == "stop"
     assert stopped.choices[0].message.content == text[: text.index(stop)]
+    assert stopped.usage is not None
+    # Its text is shorter than that, and a token has at least one letter.
+    assert stopped.usage.completion_tokens <= text.index(stop) + len(stop)
     completion = ai.completions.create(model="tiny", prompt="Once", max_tokens=5)
     assert completion.usage is not None
     assert completion.usage.completion_tokens == 5
     assert [model.id for model in ai.models.list()] == ["tiny"]
+    assert ai.models.retrieve("tiny").id == "tiny"
 
 
 def _second_turn_finds_the_first(ai: openai.OpenAI) -> None:
@@ -72,6 +76,9 @@ def _errors_are_typed(serving: Serving, ai: openai.OpenAI) -> None:
     asked = [{"role": "user", "content": "hi"}]
     with pytest.raises(openai.NotFoundError) as unknown:
         ai.chat.completions.create(model="gpt-4", messages=asked)
+    assert unknown.value.code == "MODEL_NOT_FOUND"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        ai.models.retrieve("owner/no-such-model")
     assert unknown.value.code == "MODEL_NOT_FOUND"
     with pytest.raises(openai.BadRequestError) as refused:
         ai.chat.completions.create(model="tiny", messages=asked, n=2)

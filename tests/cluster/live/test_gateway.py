@@ -365,6 +365,22 @@ def test_what_is_no_request_is_told_so() -> None:
     run(says("Hello"), test, limits=Limits(body_bytes_max=4_096))
 
 
+def test_a_session_that_is_no_utf_8_is_refused_before_it_reaches_the_node() -> None:
+    async def test(b: Bench) -> None:
+        body = json.dumps(CHAT).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        for session, status in ((b"\xff\xfe", 400), ("Frühling".encode(), 200)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", b.port)
+            writer.write(head.encode() + b"Content-Type: application/json\r\nX-Session-Id: %s\r\n\r\n" % session + body)
+            answer = await asyncio.wait_for(reader.read(), 3)
+            assert answer[9:12] == str(status).encode()
+            assert status == 200 or b'"param":"X-Session-Id"' in answer
+            writer.close()
+        assert [ask.session_id for ask in b.cluster.asks] == ["Frühling"]
+
+    run(says("Hello"), test)
+
+
 def test_what_does_not_fit_into_a_message_of_the_cluster_is_refused_before() -> None:
     async def test(b: Bench) -> None:
         status, answer = await b.post({**CHAT, "max_tokens": 200})
