@@ -97,7 +97,10 @@ def check_message_attributes(kind: str, attributes: Mapping[str, object]) -> dic
     complete = dict(MESSAGE_KINDS[kind])
     for name, value in attributes.items():
         if name not in complete:
-            raise ValueError(f"attribute {name}: expected one of {', '.join(complete)}, got {_shown(name)}")
+            # A name from outside, made fit for one line.
+            raise ValueError(
+                f"attribute {_shown(name)[1:-1]}: expected one of {', '.join(complete)}, got {_shown(name)}"
+            )
         expected = _expected(name, value, _INTEGERS[kind].get(name))
         if expected:
             raise ValueError(f"attribute {name}: expected {expected}, got {_shown(value)}")
@@ -248,7 +251,7 @@ def _is_token(token: str) -> bool:
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     wild = {"*": r"[^.]+", ">": r".+"}
-    return re.compile(r"\.".join(wild.get(token, re.escape(token)) for token in pattern.split(".")), re.DOTALL)
+    return re.compile(r"\.".join(wild.get(token, re.escape(token)) for token in pattern.split(".")))
 
 
 def _shown(value: object) -> str:

@@ -34,7 +34,8 @@ def test_delayed_messages_go_on_when_they_are_due_and_equal_ones_in_order(plan: 
 def test_a_window_goes_on_by_rank_when_full_or_old(window: int, plan: list[tuple[int, int]]) -> None:
     """plan: for each message the time since the one before, and its rank."""
     held: HeldMessages[tuple[int, int]] = HeldMessages()
-    now, waiting, began = 0, [], 0
+    waiting: list[tuple[int, int]] = []
+    now = began = 0
     for number, (wait, rank) in enumerate(plan):
         now += wait
         released = held.release(now)

@@ -51,7 +51,18 @@ def test_the_tag_of_arrays_and_maps_of_any_length() -> None:
         tag = "t" * min(length, 200)
         assert message_tag(msgspec.msgpack.encode([tag] * length)) == tag
         assert message_tag(msgspec.msgpack.encode({"type": tag} | dict.fromkeys(range(length)))) == tag
-    others = (b"", b"hello", b"\x91", b"\x92\xa4pin", b"\x90", b"\x91\x01", b"\x91\xa1\xff", b"\x81\xa4type", b"\xdc")
+    others = (
+        b"",
+        b"hello",
+        b"\x91",
+        b"\x92\xa4pin",
+        b"\x90",
+        b"\x91\x01",
+        b"\x91\xa1\xff",
+        b"\x81\xa4type",
+        b"\xdc",
+        b"\x91\xd9",
+    )
     assert [message_tag(other) for other in others] == [None] * len(others)
     assert message_tag(msgspec.msgpack.encode({"other": "x"})) is None
 

@@ -207,6 +207,31 @@ def test_what_is_not_nats_passes_for_good(stream: Stream, first: bytes, why: str
     assert [(frame.kind, frame.raw) for frame in parser.feed(b"PING\r\n")] == [(FrameKind.OPAQUE, b"PING\r\n")]
 
 
+@pytest.mark.parametrize("chunks", [[b"P", b"UT"], [b" PING"], [b"PUB", b"X"], [b"CONNECT", b"S"], [b"\r"]])
+def test_a_stranger_is_let_go_before_its_line_ends(chunks: list[bytes]) -> None:
+    parser, tap = FrameParser("upstream"), ConnectionTap("upstream")
+    for chunk in chunks:
+        assert not parser.opaque
+        parser.feed(chunk)
+        tap.feed(chunk)
+    assert parser.opaque
+    assert parser.pending == 0
+    assert tap.why == parser.why
+    later = tap.parser()
+    assert [frame.kind for frame in later.feed(b"PING\r\n")] == [FrameKind.OPAQUE]
+
+
+def test_a_line_without_end_is_not_held_for_ever() -> None:
+    parser, tap = FrameParser("upstream"), ConnectionTap("upstream")
+    chunks = [b"CONNECT ", *[b"x" * 1_000] * 100]
+    for chunk in chunks:
+        parser.feed(chunk)
+        tap.feed(chunk)
+        assert parser.pending < LINE_BYTES_MAX
+    assert "longer" in parser.why
+    assert tap.why == parser.why
+
+
 def test_tls_after_the_greeting() -> None:
     parser = FrameParser("downstream")
     frames = fed(parser, [b'INFO {"tls_required":true}\r\n', b"\x16\x03\x03\x00\x7a", b"PING\r\n"])
