@@ -13,7 +13,7 @@ import msgspec
 LINE_BYTES_MAX = 64 * 2**10
 """Of a control line, its end included. The server's own default is 4 KiB."""
 PAYLOAD_BYTES_MAX = 64 * 2**20
-"""Headers included. The server allows 64 MiB at most."""
+"""Headers included. The default of our own broker is 1 MiB."""
 _VERB_BYTES_MAX = len(b"CONNECT")
 # The server reads no longer number either.
 _SIZE_DIGITS_MAX = 9
