@@ -117,6 +117,16 @@ class EngineDied(Event, frozen=True):
     reason: str
 
 
+class EngineAnswered(Event, frozen=True):
+    """The engine has come to a step boundary after a ProbeEngine: it lives, whether or not it has news."""
+
+
+class MemoryLimit(Event, frozen=True):
+    """To a worker, from its host: from now on it may hold so many bytes; None: as many as it likes."""
+
+    bytes_max: int | None
+
+
 class Ask(Event, frozen=True):
     """To a client, from its caller: complete this prompt. `intended_s` is when it should have been sent."""
 
@@ -191,6 +201,10 @@ class Unload(Command, frozen=True):
     """Drop a model from memory, and the caches kept of its sequences. It has no running sequence."""
 
     model: str
+
+
+class ProbeEngine(Command, frozen=True):
+    """Have the engine say EngineAnswered at its next step boundary."""
 
 
 class Record(Command, frozen=True):

@@ -51,12 +51,14 @@ class MembershipPolicy(_Section, frozen=True):
     """Liveness by the controller's own clock.
 
     `dead_after_s` is longer than it takes a node to notice its own lost link, so that a controller which is cut off
-    itself does not bury its workers.
+    itself does not bury its workers. A worker whose heartbeats say that its engine has owed an answer for longer than
+    `engine_silent_max_s` (longer than any step takes; null: however long) is suspected until it has answered.
     """
 
     heartbeat_s: Seconds = 0.5
     suspect_after_s: Seconds = 1.6
     dead_after_s: Seconds = 5.0
+    engine_silent_max_s: Seconds | None = 3.0
     workers_max: Count = 10_000
 
 

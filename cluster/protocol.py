@@ -156,7 +156,8 @@ class ModelState(msgspec.Struct, frozen=True, array_like=True):
 class Heartbeat(_Message, frozen=True, array_like=True, tag="heartbeat"):
     """Worker to every controller, complete in itself: whoever hears one can route to the worker.
 
-    `sent_s` is the worker's clock. `engine_silent_s`: for how long the engine has owed a report, 0 when it owes none.
+    `sent_s` is the worker's clock. `engine_silent_s`: for how long the engine has owed a report or the answer to a
+    probe, 0 when it owes nothing.
     pressure: of memory, 0 none, 1 soft (no low priority), 2 hard (nothing new). sessions: some of the sessions whose
     cache the worker holds: those of the last requests first, then the others in turn from one heartbeat to the next.
     shares: how many of the attempts that wait or run here each controller has given.

@@ -126,11 +126,21 @@ class Membership:
             changes.append(Change(heartbeat.worker, Liveness.READY, joined=True, restarted=restarted))
         elif heartbeat.incarnation < member.heartbeat.incarnation:
             return []
-        elif member.liveness is not Liveness.READY:
-            changes.append(Change(heartbeat.worker, Liveness.READY, "heard again"))
         member.take(heartbeat, now)
+        before = member.liveness
         self._alive(heartbeat.worker, member, heartbeat.sent_s, now)
+        if self._engine_is_silent(member):
+            member.liveness = Liveness.SUSPECTED
+        if member.liveness is not before:
+            silent = member.liveness is Liveness.SUSPECTED
+            reason = f"its engine is silent for {heartbeat.engine_silent_s:.2f} s" if silent else "heard again"
+            changes.append(Change(heartbeat.worker, member.liveness, reason))
         return changes
+
+    def _engine_is_silent(self, member: Member) -> bool:
+        """Whether the worker itself lives and nothing comes of what it is given."""
+        limit_s = self._policy.engine_silent_max_s
+        return limit_s is not None and member.heartbeat.engine_silent_s > limit_s
 
     def heard_report(self, worker: str, incarnation: int, sent_s: float, now: float) -> None:
         """A report of tokens proves that a ready worker lives; it does not revive one that is overdue."""

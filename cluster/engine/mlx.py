@@ -21,12 +21,14 @@ from cluster.engine.totals import EngineTotals
 from cluster.node import (
     Command,
     DropCache,
+    EngineAnswered,
     EngineDied,
     EngineReport,
     Event,
     Insert,
     Load,
     ModelFailed,
+    ProbeEngine,
     Remove,
     SequenceProgress,
     Unload,
@@ -113,6 +115,10 @@ class MlxEngine:
         """Free a kept cache; one that is not there is ignored."""
         self._put(DropCache(cache))
 
+    def probe(self) -> None:
+        """Emit EngineAnswered at the next step boundary."""
+        self._put(ProbeEngine())
+
     def close(self, timeout_s: float) -> bool:
         """End the thread at the next step boundary, or soon in a load, without further reports. Whether it has ended.
 
@@ -188,6 +194,8 @@ class MlxEngine:
                     self._load(name)
                 case Unload(model=name):
                     self._unload(name)
+                case ProbeEngine():
+                    self._emit(EngineAnswered())
         return False
 
     def _insert(self, command: Insert) -> None:

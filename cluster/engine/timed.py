@@ -20,6 +20,7 @@ import msgspec
 from cluster.node import (
     Command,
     DropCache,
+    EngineAnswered,
     EngineDied,
     EngineReport,
     Event,
@@ -27,6 +28,7 @@ from cluster.node import (
     Load,
     ModelFailed,
     ModelLoaded,
+    ProbeEngine,
     Remove,
     SequenceProgress,
     Unload,
@@ -185,6 +187,10 @@ class TimedEngine:
         """Drop a model and the caches of its sequences at the next step boundary."""
         self._command(Unload(model), now)
 
+    def probe(self, now: float) -> None:
+        """Say EngineAnswered at the next step boundary."""
+        self._command(ProbeEngine(), now)
+
     def die(self, reason: str) -> EngineDied:
         """The engine's thread ends: nothing is reported any more, and commands are ignored."""
         self._dead = True
@@ -255,6 +261,8 @@ class TimedEngine:
                     self._load_s = self.slowdown * self.costs.load_s
                 case Unload(name):
                     self._unload(name)
+                case ProbeEngine():
+                    self._events.append(EngineAnswered())
 
     def _insert(self, command: Insert) -> None:
         model = self._models.get(command.model)

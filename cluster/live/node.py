@@ -21,6 +21,7 @@ from cluster.node import (
     Insert,
     Load,
     Node,
+    ProbeEngine,
     Record,
     Remove,
     Send,
@@ -52,6 +53,9 @@ class Engine(Protocol):
 
     def drop_cache(self, cache: int) -> None:
         """Free a kept cache."""
+
+    def probe(self) -> None:
+        """Say EngineAnswered at the next step boundary."""
 
     def memory(self) -> dict[str, int]:
         """active_bytes, peak_bytes."""
@@ -186,6 +190,8 @@ class LiveNode:
                 self.engine.load(model)
             case Unload(model):
                 self.engine.unload(model)
+            case ProbeEngine():
+                self.engine.probe()
 
     def _arrange_wake(self) -> None:
         wake_s = self.node.next_wake()

@@ -19,6 +19,7 @@ from cluster.node import (
     Insert,
     Load,
     Node,
+    ProbeEngine,
     Received,
     Record,
     Remove,
@@ -195,6 +196,8 @@ class SimulatedNode:
                 self._engine.load(model, now)
             case Unload(model):
                 self._engine.unload(model, now)
+            case ProbeEngine():
+                self._engine.probe(now)
         self._arrange_engine()
 
     def _arrange_wake(self) -> None:

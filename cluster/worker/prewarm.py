@@ -102,6 +102,11 @@ class ModelPreWarmer:
         """Whether a load could begin now."""
         return self.loading is None and any(model.state == "cold" for model in self._models.values())
 
+    @property
+    def computes(self) -> bool:
+        """Whether the engine has a model to compute with and does not load another."""
+        return self.loading is None and any(model.state == "warm" for model in self._models.values())
+
     def next(self, demanded: Sequence[str]) -> str | None:
         """What to load now: what somebody waits for, in the order given, else what is wanted, by priority."""
         if not self.may_load:

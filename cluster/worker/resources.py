@@ -30,6 +30,9 @@ class ResourceManager:
 
     def __init__(self, policy: MemoryPolicy, cache: SessionCache, models: ModelPreWarmer) -> None:
         self._policy = policy
+        self._held_from_before = False
+        self.bytes_max = policy.bytes_max
+        """The limit; None: there is none."""
         self._cache = cache
         self._models = models
         self._weights: dict[str, int] = {}
@@ -38,10 +41,16 @@ class ResourceManager:
         self._soft = False
         self.reserved_bytes = 0
 
-    @property
-    def bytes_max(self) -> int | None:
-        """The limit; None: there is none."""
-        return self._policy.bytes_max
+    def limit(self, bytes_max: int | None) -> None:
+        """Another limit from now on. What is held already may be more than that, until its owners have ended."""
+        self.bytes_max = bytes_max
+        self._held_from_before = bytes_max is not None and self.used_bytes > bytes_max
+
+    def bound_bytes(self) -> int | None:
+        """What usage may not exceed now: the limit, or all that is held from before a lower limit came."""
+        if self.bytes_max is None:
+            return None
+        return max(self.bytes_max, self.used_bytes) if self._held_from_before else self.bytes_max
 
     @property
     def used_bytes(self) -> int:
@@ -70,6 +79,7 @@ class ResourceManager:
         self.reserved_bytes -= self._reserved.pop(attempt, 0)
         if not self._reserved:
             self._unexplained_bytes = 0
+        self._settle()
 
     def measured(self, active_bytes: int) -> None:
         """The engine says how much it holds; 0 when it cannot say."""
@@ -105,7 +115,13 @@ class ResourceManager:
         caches: list[int] = []
         while self.strained() and (dropped := self._cache.evict()) is not None:
             caches.append(dropped)
+        self._settle()
         return Room(tuple(caches))
+
+    def _settle(self) -> None:
+        """Once usage has come down to the limit, the limit is its bound again."""
+        if self.bytes_max is None or self.used_bytes <= self.bytes_max:
+            self._held_from_before = False
 
     def pressure(self, busy: Sequence[str]) -> int:
         """See Heartbeat. 2: not even the smallest request would fit, of whatever model is warm."""

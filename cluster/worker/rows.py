@@ -1,12 +1,12 @@
-"""What a worker writes into the history, and the counters that it samples."""
+"""What a worker writes into the history and reports of its streams, and the counters that it samples."""
 
 from collections import Counter
 
 import msgspec
 
 from analysis.schema import AttemptRow, EventRow
-from cluster.node import EngineReport, ModelLoaded, Record, SequenceProgress
-from cluster.protocol import AttemptId
+from cluster.node import Command, EngineReport, ModelLoaded, Record, Send, SequenceProgress
+from cluster.protocol import AttemptId, Chunk, StreamReport
 from cluster.worker.scheduler import Work
 
 
@@ -84,3 +84,14 @@ def timing_row(now: float, worker: str, loaded: ModelLoaded) -> Record:
     parts = {"load_s": loaded.load_s, "weights_s": loaded.weights_s, "first_token_s": loaded.first_token_s}
     detail = msgspec.json.encode({"model": loaded.model, **parts}).decode()
     return event_row(now, "model_timing", worker, detail=detail)
+
+
+def reports(worker: str, incarnation: int, news: list[tuple[str, Chunk]], now: float) -> list[Command]:
+    """One report to each controller of what is new of the streams that it asked for. news: controller and chunk."""
+    by_controller: dict[str, list[Chunk]] = {}
+    for controller, chunk in news:
+        by_controller.setdefault(controller, []).append(chunk)
+    return [
+        Send(controller, StreamReport(worker, incarnation, now, tuple(chunks)), needs_responder=True)
+        for controller, chunks in by_controller.items()
+    ]

@@ -1,5 +1,6 @@
 """WorkerNode: takes attempts from controllers, keeps the engine's batch full, and reports every token once."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from analysis.schema import Gauges
@@ -8,6 +9,7 @@ from cluster.guard import DuplicateGuard
 from cluster.node import (
     Command,
     DropCache,
+    EngineAnswered,
     EngineDied,
     EngineReport,
     Event,
@@ -15,9 +17,11 @@ from cluster.node import (
     LinkDown,
     LinkUp,
     Load,
+    MemoryLimit,
     ModelFailed,
     ModelLoaded,
     NoResponders,
+    ProbeEngine,
     Received,
     Record,
     Remove,
@@ -40,9 +44,10 @@ from cluster.protocol import (
     Withdraw,
 )
 from cluster.timers import Timers
+from cluster.worker.engine_watch import EngineWatch
 from cluster.worker.prewarm import ModelOffer, ModelPreWarmer
 from cluster.worker.resources import ResourceManager, Room
-from cluster.worker.rows import EngineTotals, attempt_row, batch_sizes, event_row, timing_row
+from cluster.worker.rows import EngineTotals, attempt_row, batch_sizes, event_row, reports, timing_row
 from cluster.worker.scheduler import ContinuousBatcher, RequestQueue, Work
 from cluster.worker.session_cache import SessionCache
 
@@ -69,7 +74,7 @@ class WorkerNode:
         self._totals = EngineTotals()
         self._link = False
         self._draining = False
-        self._engine_news_s = 0.0
+        self._engine = EngineWatch()
 
     def handle(self, event: Event, now: float) -> Sequence[Command]:
         """See cluster.node.Node."""
@@ -81,7 +86,7 @@ class WorkerNode:
 
     def gauges(self) -> Gauges:
         """See cluster.node.Node. `kv_bytes` is what the open attempts may come to hold."""
-        policy, bytes_max = self._policy.worker, self._memory.bytes_max
+        policy, bytes_max = self._policy.worker, self._memory.bound_bytes()
         return Gauges(
             role="worker",
             queue_depth=len(self._queue),
@@ -111,6 +116,18 @@ class WorkerNode:
             for known in self._models.states()
         }
 
+    def pressure(self) -> int:
+        """Of its memory, see Heartbeat."""
+        return self._memory.pressure(self._busy())
+
+    def engine_silent_s(self, now: float) -> float:
+        """See Heartbeat."""
+        return self._engine.silent_s(now, busy=bool(len(self._batch)), loading=self._models.loading is not None)
+
+    def streams(self) -> list[int]:
+        """How many tokens each stream in the batch has made here."""
+        return [len(work.made) for work in self._open.values() if work.started_s is not None]
+
     def _react(self, event: Event, now: float) -> list[Command]:
         match event:
             case EngineReport():
@@ -133,6 +150,10 @@ class WorkerNode:
                 return self._link_down(reason, now)
             case Stopping():
                 return self._free_all(now)
+            case EngineAnswered():
+                return self._engine.answered(now)
+            case MemoryLimit(bytes_max):
+                return self._limit_memory(bytes_max, now)
             case NoResponders(to, StreamReport()):
                 return self._controller_gone(to, now)
             case ModelLoaded(model) if model == self._models.loading:
@@ -204,8 +225,7 @@ class WorkerNode:
                 self._close(work)
                 commands += self._discard(work, Code.DEADLINE_EXCEEDED, "waited past its deadline", now)
                 continue
-            if not len(self._batch):
-                self._engine_news_s = now
+            self._engine.given(now, busy=bool(len(self._batch)))
             commands += [event_row(now, "attempt_started", self.name, dispatch.attempt), self._insert(work, now)]
         return commands
 
@@ -229,7 +249,7 @@ class WorkerNode:
         commands: list[Command] = []
         news: list[tuple[Work, Chunk]] = []
         batch = batch_sizes(report)
-        self._engine_news_s = now
+        self._engine.news(now)
         self._totals.add(report)
         for part in report.progress:
             work = self._batch.get(part.sequence)
@@ -312,6 +332,11 @@ class WorkerNode:
             commands += [*self._model_state(model, now), Unload(model)]
         return commands
 
+    def _limit_memory(self, bytes_max: int | None, now: float) -> list[Command]:
+        """What was promised stays promised; kept caches go for it, and nothing new is taken beyond it."""
+        self._memory.limit(bytes_max)
+        return [*self._clear(self._memory.relieve(), now), *self._heartbeat(now)]
+
     def _load(self, now: float) -> list[Command]:
         """Begin the next load if none is under way. The heartbeat that announces it comes before the engine pauses."""
         if not self._models.may_load:
@@ -348,7 +373,7 @@ class WorkerNode:
     def _model_loaded(self, loaded: ModelLoaded, now: float) -> list[Command]:
         """Its sizes are known now: what waits for it gets its reservation, or is refused."""
         model = loaded.model
-        self._engine_news_s = now
+        self._engine.news(now)
         self._models.loaded(model, loaded.weights_bytes, loaded.kv_bytes_per_token)
         self._memory.hold_weights(model, self._models.weights_bytes(model))
         commands: list[Command] = [timing_row(now, self.name, loaded)]
@@ -376,7 +401,7 @@ class WorkerNode:
         return self._refuse(work, Code.RESOURCE_LIMIT_EXCEEDED, now)
 
     def _model_failed(self, model: str, reason: str, code: Code, now: float) -> list[Command]:
-        self._engine_news_s = now
+        self._engine.news(now)
         self._models.failed(model, reason, code)
         self._memory.free_weights(model)
         return [*self._model_state(model, now), *self._refuse_waiting(model, code, now)]
@@ -404,6 +429,7 @@ class WorkerNode:
             news.append((work, work.chunk(code=Code.ENGINE_ERROR)))
             commands += self._stop(work, "failed", Code.ENGINE_ERROR, now)
         self._models.engine_died(reason)
+        self._engine.died()
         for state in self._models.states():
             self._memory.free_weights(state.model)
             self._cache.forget_model(state.model)
@@ -425,11 +451,7 @@ class WorkerNode:
         self._guard.forget(now)
         if not self._link:
             return []
-        shares: dict[str, int] = {}
-        for work in self._open.values():
-            shares[work.dispatch.controller] = shares.get(work.dispatch.controller, 0) + 1
-        # During a load the engine owes nothing.
-        owes = len(self._batch) and self._models.loading is None
+        shares = Counter(work.dispatch.controller for work in self._open.values())
         heartbeat = Heartbeat(
             self.name,
             self.incarnation,
@@ -439,12 +461,13 @@ class WorkerNode:
             len(self._batch),
             self._batch.batch_max,
             self._draining,
-            now - self._engine_news_s if owes else 0.0,
-            self._memory.pressure(self._busy()),
+            self.engine_silent_s(now),
+            self.pressure(),
             self._cache.tell(),
             tuple(shares.items()),
         )
-        return [Send(EVERY_CONTROLLER, heartbeat)]
+        probing = self._models.computes and self._engine.probe(now, busy=bool(len(self._batch)))
+        return [Send(EVERY_CONTROLLER, heartbeat), *([ProbeEngine()] if probing else [])]
 
     def _link_down(self, reason: str, now: float) -> list[Command]:
         """Tokens made from now on reach nobody, and a stream with a gap is worthless: free all slots."""
@@ -469,13 +492,7 @@ class WorkerNode:
 
     def _tell(self, news: list[tuple[Work, Chunk]], now: float) -> list[Command]:
         """One report to each controller of what is new of the streams that it asked for."""
-        by_controller: dict[str, list[Chunk]] = {}
-        for work, chunk in news:
-            by_controller.setdefault(work.dispatch.controller, []).append(chunk)
-        return [
-            Send(controller, StreamReport(self.name, self.incarnation, now, tuple(chunks)), needs_responder=True)
-            for controller, chunks in by_controller.items()
-        ]
+        return reports(self.name, self.incarnation, [(work.dispatch.controller, chunk) for work, chunk in news], now)
 
     def _row(self, work: Work, outcome: str, code: str, now: float) -> Record:
         return attempt_row(work, self.name, self.incarnation, outcome, code, now)

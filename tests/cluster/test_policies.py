@@ -30,7 +30,7 @@ MLX_SERVING = {
         "reconnects_max": 10,
     },
     "client": {"silence_s": 20},
-    "membership": {"heartbeat_s": 5, "suspect_after_s": 15, "dead_after_s": 15},
+    "membership": {"heartbeat_s": 5, "suspect_after_s": 15, "dead_after_s": 15, "engine_silent_max_s": None},
     "timeout": {"first_token_s": None, "between_tokens_s": None},
     "retry": {
         "backoff_s": 0.1,
@@ -74,6 +74,7 @@ def test_serving_is_patient_with_slow_prompts_and_says_nothing_else() -> None:
         "timeout": {"first_token_s": 120, "between_tokens_s": 10},
         "client": {"silence_s": 15},
         "routing": {"outstanding_max": 8},
+        "membership": {"engine_silent_max_s": 20},
     }
     assert serving.timeout.first_token_s == DEFAULT_TIMEOUT_S
     assert serving.timeout.between_tokens_s is not None

@@ -1,6 +1,7 @@
 """Liveness by the controller's own clock: suspected, dead, back, restarted, and never buried by a blind controller."""
 
 import pytest
+from msgspec import structs
 
 from cluster.controller.membership import Liveness, Membership
 from cluster.policy import MembershipPolicy
@@ -77,6 +78,19 @@ def test_the_time_of_a_load_counts_from_the_first_heartbeat_that_told_of_it() ->
     for tick, (state, since_s) in enumerate([("cold", None), ("loading", 0.5), ("loading", 0.5), ("warm", None)]):
         members.heard(beat(state=state), tick * 0.5)
         assert members.members["w"].loading_since_s == since_s
+
+
+def test_a_worker_whose_engine_is_silent_gets_no_work_until_it_answers_and_is_never_buried_for_that() -> None:
+    members = Membership(POLICY)
+    for tick in range(30):
+        changes = members.heard(structs.replace(beat(), engine_silent_s=tick * 0.5), tick * 0.5)
+        assert [change.liveness for change in changes] == {0: [Liveness.READY], 7: [Liveness.SUSPECTED]}.get(tick, [])
+        assert serves(members) is (tick < 7)
+        assert told(members, tick * 0.5) == []
+    assert [change.liveness for change in members.heard(beat(), 15.0)] == [Liveness.READY]
+    patient = Membership(structs.replace(POLICY, engine_silent_max_s=None))
+    patient.heard(structs.replace(beat(), engine_silent_s=1e6), 0.0)
+    assert serves(patient)
 
 
 def test_a_higher_incarnation_is_a_restart_and_the_old_one_is_a_ghost_from_then_on() -> None:

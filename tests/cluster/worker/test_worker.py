@@ -13,6 +13,7 @@ from cluster.errors import Code
 from cluster.node import (
     Command,
     DropCache,
+    EngineAnswered,
     EngineDied,
     EngineReport,
     Event,
@@ -20,6 +21,7 @@ from cluster.node import (
     LinkDown,
     LinkUp,
     Load,
+    MemoryLimit,
     ModelFailed,
     ModelLoaded,
     NoResponders,
@@ -499,6 +501,7 @@ def ready(policy: Policy = POLICY) -> WorkerNode:
     node.handle(Wake(), 0.0)
     node.handle(LinkUp(), 0.0)
     node.handle(ModelLoaded("m", kv_bytes_per_token=10), 0.0)
+    node.handle(EngineAnswered(), 0.0)
     return node
 
 
@@ -555,6 +558,37 @@ def test_the_heartbeat_tells_for_how_long_the_engine_has_owed_a_report(silent_s:
 def test_an_idle_engine_owes_nothing() -> None:
     (beat,) = beats(ready().handle(Wake(), 30.0))
     assert beat.engine_silent_s == 0.0
+
+
+def probes(commands: Iterable[Command]) -> int:
+    return kinds(commands).count("ProbeEngine")
+
+
+def test_an_idle_engine_is_probed_with_a_heartbeat_and_owes_the_answer() -> None:
+    node = ready()
+    assert probes(node.handle(Wake(), 1.0)) == 1
+    commands = node.handle(Wake(), 1.5)
+    assert (probes(commands), beats(commands)[0].engine_silent_s) == (0, 0.5), "one probe is open, not two"
+    node.handle(EngineAnswered(), 1.6)
+    commands = node.handle(Wake(), 2.0)
+    assert (probes(commands), beats(commands)[0].engine_silent_s) == (1, 0.0)
+
+
+def test_a_stuck_engine_stays_in_debt_when_all_its_work_is_taken_back() -> None:
+    node = ready()
+    node.handle(Wake(), 20.0)
+    attempt = AttemptId("a", 1, 1)
+    node.handle(Received(dispatch(attempt, 99.0)), 20.0)
+    node.handle(Received(Withdraw(attempt)), 22.0)
+    (beat,) = beats(node.handle(Wake(), 24.0))
+    assert (beat.active, beat.engine_silent_s) == (0, 4.0)
+
+
+def test_an_engine_that_said_it_died_is_not_asked_again() -> None:
+    node = ready()
+    assert probes(node.handle(EngineDied("gone"), 1.0)) == 0
+    commands = node.handle(Wake(), 30.0)
+    assert (probes(commands), beats(commands)[0].engine_silent_s) == (0, 0.0)
 
 
 def test_a_newer_attempt_supersedes_the_running_one_and_takes_its_slot() -> None:
@@ -937,3 +971,22 @@ def test_a_request_that_could_not_even_fit_alone_turns_nobody_out() -> None:
     commands = send(node, "z", 9.0, model="m", most=20)
     assert told(commands) == [Code.RESOURCE_LIMIT_EXCEEDED]
     assert node.models() == {"m": "cold", "n": "warm"}, "460 bytes beside 600 of weights"
+
+
+def test_a_lower_limit_takes_caches_at_once_and_breaks_no_promise() -> None:
+    node = limited(1_000, ModelOffer("m"), soft_share=0.9, resume_share=0.5)
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 1, 100), 0.0)
+    send(node, "a", 1.0, most=30)
+    before = node.gauges()
+    (beat,) = beats(node.handle(MemoryLimit(120), 2.0))
+    assert beat.pressure == 2
+    held = node.gauges()
+    assert held.memory_bytes == before.memory_bytes > 120
+    assert held.memory_bytes_max == held.memory_bytes, "what was promised is no breach of the new limit"
+    assert told(send(node, "b", 2.0)) == [Code.RESOURCE_LIMIT_EXCEEDED]
+    node.handle(end(1, 1), 3.0)
+    assert (node.gauges().memory_bytes, node.gauges().memory_bytes_max) == (100, 120)
+    node.handle(MemoryLimit(1_000), 4.0)
+    assert node.gauges().memory_bytes_max == 1_000
+    assert told(send(node, "c", 4.0)) == []
