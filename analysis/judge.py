@@ -32,7 +32,7 @@ def judge(history: History) -> Verdict:
     expectations = _expectations(history)
     criteria = [*_steady_state(history), *expectations, *_self_checks(history)]
     invariants = run_checkers(history)
-    faults = [*_fault_outcomes(history), *_nothing_expected(expectations)]
+    faults = [*_guard_outcomes(history), *_fault_outcomes(history), *_nothing_expected(expectations)]
     outcomes = [each.verdict for each in criteria] + [each.verdict for each in invariants]
     verdict = merge([*outcomes, *(outcome for outcome, _ in faults)])
     if verdict is Outcome.PASS and not history.info.complete:
@@ -297,6 +297,15 @@ def _own_lag_s(history: History) -> list[float]:
     ]
 
 
+def _guard_outcomes(history: History) -> list[tuple[Outcome, str]]:
+    """A stop condition says how much harm is allowed: a run that met one has failed. A stop file says nothing."""
+    told = history.events[history.events["kind"] == "guard"]
+    return [
+        (Outcome.FAIL if by == "stop_condition" else Outcome.INCONCLUSIVE, f"the run was stopped: {why}")
+        for by, why in zip(told["subject"], told["detail"], strict=True)
+    ]
+
+
 def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
     """What the faults themselves say about the run, a sentence each; nothing for a fault that went as planned.
 
@@ -321,6 +330,9 @@ def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
 def _unproven(text: str) -> str:
     """Why a fault is not verified: it did not take effect, or it did and was gone before its end."""
     evidence = _evidence(text)
+    bite = evidence.get("bite")
+    if isinstance(bite, dict) and "not_injected" in bite:
+        return f"was not injected: {bite['not_injected']}"
     end = evidence.get("end")
     if end is None or not _denied(end) or _denied(evidence.get("bite")):
         return "did not prove that it took effect"
@@ -345,6 +357,8 @@ def _fault_results(history: History) -> list[FaultResult]:
             verified=bool(row["verified"]),
             healed_s=None if math.isnan(row["healed_s"]) else row["healed_s"],
             evidence=_evidence(row["evidence"]),
+            # Runs of before it was recorded have none.
+            states=[] if row["states"] is None else list(row["states"]),
         )
         for row in history.faults.to_dict("records")
     ]

@@ -240,7 +240,8 @@ class FaultRow(msgspec.Struct, frozen=True):
     """One fault, written by the director when it ends. None: it never came to that.
 
     targets: node names. parameters and evidence: JSON objects. explains: error codes that callers may see because of
-    this fault, from its injection until the experiment's recovery limit after its heal.
+    this fault, from its injection until the experiment's recovery limit after its heal. states: what its targets and
+    the controllers were in the midst of when it struck, as `name at node: value`.
     """
 
     TABLE: ClassVar[str] = "faults"
@@ -257,6 +258,7 @@ class FaultRow(msgspec.Struct, frozen=True):
     heal_verified: bool
     explains: list[str]
     evidence: str
+    states: list[str] = []
 
 
 Row = RequestRow | AttemptRow | EventRow | NodeRow | FaultRow

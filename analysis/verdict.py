@@ -67,7 +67,10 @@ class InvariantResult(msgspec.Struct, frozen=True):
 
 
 class FaultResult(msgspec.Struct, frozen=True):
-    """One fault as it really happened, seconds since the run began. evidence: what proved it, and its heal."""
+    """One fault as it really happened, seconds since the run began. evidence: what proved it, and its heal.
+
+    states: what its targets and the controllers were in the midst of when it struck.
+    """
 
     kind: str
     target: str
@@ -75,6 +78,7 @@ class FaultResult(msgspec.Struct, frozen=True):
     verified: bool
     healed_s: float | None
     evidence: dict[str, object]
+    states: list[str] = []
 
 
 class Counts(msgspec.Struct, frozen=True):

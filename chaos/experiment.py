@@ -43,9 +43,49 @@ class PhaseSpec(_Section, frozen=True):
     duration_s: Seconds
 
 
+class Repeat(_Section, frozen=True):
+    """Several strikes: every `every_s` seconds, or at seeded random times within `within_s` seconds."""
+
+    times: Annotated[int, msgspec.Meta(ge=1, le=100)]
+    every_s: Seconds | None = None
+    within_s: Seconds | None = None
+
+
+class Trigger(_Section, frozen=True):
+    """A fault strikes when `state` (see chaos.timing.STATES) of `node` is at least `at_least`.
+
+    node: the fault's first target unless named. within_s: how long that is waited for; without it the fault is void.
+    """
+
+    state: str
+    within_s: Seconds
+    at_least: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    node: str | None = None
+
+
+class GuardSpec(_Section, frozen=True):
+    """How far a run may hurt the cluster, and when it must stop.
+
+    targets_max: how many nodes may be under a fault at once. last_worker: whether no healthy worker need be left. The
+    run stops when more than `error_share_max` of the requests that ended in the last `window_s` have failed (of
+    `requests_min` at least), when the recent p99 latency is above `latency_p99_s_max`, as soon as `stop_file` exists,
+    and with `stop_when_unrecovered` when a heal is not proven. All are looked at every half second at least.
+    """
+
+    targets_max: Positive | None = None
+    last_worker: bool = False
+    error_share_max: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    latency_p99_s_max: Seconds | None = None
+    window_s: Seconds = 5.0
+    requests_min: Positive = 20
+    stop_when_unrecovered: bool = False
+    stop_file: str | None = None
+
+
 class FaultSpec(_Section, frozen=True):
     """A fault of a kind, at `start_s` into a phase for `duration_s`; `ttl_s` bounds its life if we die.
 
+    repeat: it strikes more than once. when: each strike waits for a state from its time on.
     The other fields belong to the kind, which validates them: `options` holds what is not listed here.
     """
 
@@ -55,6 +95,8 @@ class FaultSpec(_Section, frozen=True):
     duration_s: Seconds
     ttl_s: Seconds
     start_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    repeat: Repeat | None = None
+    when: Trigger | None = None
     mode: str | None = None
     options: dict[str, float | int | str | bool] = {}
 
@@ -72,6 +114,7 @@ class Experiment(_Section, frozen=True):
     expectations: dict[str, Criterion]
     recovery_limit_s: Seconds
     faults: dict[str, FaultSpec] = {}
+    guard: GuardSpec = GuardSpec()
     policy: Policy = Policy()
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"
@@ -81,11 +124,14 @@ class Experiment(_Section, frozen=True):
         count = self.cluster.controllers
         return ["controller"] if count == 1 else [f"controller-{number}" for number in range(count)]
 
+    def worker_names(self) -> list[str]:
+        """The workers."""
+        return [f"worker-{number}" for number in range(self.cluster.workers)]
+
     def node_names(self) -> list[str]:
         """Every node of the cluster and its clients, as faults may name them."""
-        workers = [f"worker-{number}" for number in range(self.cluster.workers)]
         clients = [f"client-{number}" for number in range(self.workload.generators)]
-        return [*self.controller_names(), *workers, *clients]
+        return [*self.controller_names(), *self.worker_names(), *clients]
 
     def target_names(self) -> list[str]:
         """Whatever a fault may name: every node, and the broker."""

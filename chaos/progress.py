@@ -53,6 +53,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     latency_p50_s: float | None = None
     latency_p95_s: float | None = None
+    latency_p99_s: float | None = None
     workers: dict[str, str] = {}
     breakers: dict[str, str] = {}
     faults: list[str] = []

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -17,6 +18,8 @@ from analysis.criterion import Criterion
 from analysis.metrics import METRICS
 from chaos import faults
 from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
+from chaos.guard import Guard
+from chaos.timing import check_trigger, latest_end_s, strikes
 from cluster.policy import Policy
 from cluster.profiles import ProfileError, load_policy
 
@@ -63,6 +66,7 @@ def check(experiment: Experiment) -> None:
         _one_of(field, getattr(experiment, field), experiment.phases, "phase")
     for name, fault in experiment.faults.items():
         _check_fault(f"faults.{name}", fault, experiment)
+    _check_guard(experiment)
     for section in ("steady_state", "expectations"):
         criteria: Mapping[str, Criterion] = getattr(experiment, section)
         for name, criterion in criteria.items():
@@ -90,9 +94,9 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
         _one_of(f"{field}.targets", target, experiment.target_names(), "node")
     if len(set(fault.targets)) != len(fault.targets):
         raise _Wrong(f"{field}.targets", "a node is named twice")
-    phase_s = experiment.phases[fault.phase].duration_s
-    if fault.start_s + fault.duration_s > phase_s:
-        end_s = fault.start_s + fault.duration_s
+    _check_timing(field, fault, nodes)
+    phase_s, end_s = experiment.phases[fault.phase].duration_s, latest_end_s(fault)
+    if end_s > phase_s:
         raise _Wrong(f"{field}.duration_s", f"the fault ends {end_s:g} s into {fault.phase}, which lasts {phase_s:g} s")
     if fault.ttl_s < fault.duration_s:
         what = f"expected at least the fault's duration of {fault.duration_s:g} s, got {fault.ttl_s:g}"
@@ -102,6 +106,45 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
     except ValueError as error:
         name, _, what = str(error).partition(": ")
         raise _Wrong(f"{field}.{name}", what) from None
+
+
+def _check_timing(field: str, fault: FaultSpec, nodes: list[str]) -> None:
+    repeat = fault.repeat
+    if repeat is not None:
+        if (repeat.every_s is None) == (repeat.within_s is None):
+            raise _Wrong(f"{field}.repeat", "expected one of every_s and within_s")
+        if repeat.every_s is not None and repeat.every_s < fault.duration_s:
+            raise _Wrong(f"{field}.repeat.every_s", f"expected at least the fault's duration of {fault.duration_s:g} s")
+        if repeat.within_s is not None and repeat.within_s < repeat.times * fault.duration_s:
+            least_s = repeat.times * fault.duration_s
+            raise _Wrong(f"{field}.repeat.within_s", f"{repeat.times} strikes take at least {least_s:g} s")
+    if fault.when is not None:
+        try:
+            check_trigger(fault.when, fault.targets, nodes)
+        except ValueError as error:
+            name, _, what = str(error).partition(": ")
+            raise _Wrong(f"{field}.{name}", what) from None
+
+
+def _check_guard(experiment: Experiment) -> None:
+    """Faults whose times are fixed are refused here; the others when they are about to strike."""
+    guard = Guard(experiment.guard, experiment.worker_names())
+    fixed = [
+        (name, fault.phase, start_s, start_s + fault.duration_s, fault)
+        for name, fault in experiment.faults.items()
+        if fault.when is None and (fault.repeat is None or fault.repeat.every_s is not None)
+        for start_s in strikes(fault, Random(0))
+    ]
+    for name, phase, start_s, _, fault in fixed:
+        hurt = [
+            target
+            for _, other_phase, other_s, end_s, other in fixed
+            if other is not fault and other_phase == phase and other_s <= start_s < end_s
+            for target in other.targets
+        ]
+        refused = guard.forbids(fault.targets, hurt, {})
+        if refused is not None:
+            raise _Wrong(f"faults.{name}.targets", refused)
 
 
 def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -> None:

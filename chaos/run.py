@@ -19,6 +19,7 @@ from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
+from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
 from chaos.resolve import load
@@ -152,6 +153,9 @@ class _Session:
         """Conduct, stop, and write what is known, in every case; then raise what went wrong."""
         try:
             await self._director.conduct()
+        except Stopped as stopped:
+            self.ended_by = f"the guard: {stopped.reason}"
+            self._progress.note(f"STOPPED: {stopped.reason}")
         except BaseException as error:
             self.told(error)
             if self.ended_by != INTERRUPTED:

@@ -220,7 +220,7 @@ def _why_not_pass(verdict: Verdict, *, by_success: bool) -> list[str]:
 
 
 def _one_worker(out: Path) -> Outcome:
-    code, run, problems = _to_its_end(out, ("cluster.workers=1",))
+    code, run, problems = _to_its_end(out, ("cluster.workers=1", "guard.last_worker=true"))
     verdict = _verdict(run, problems)
     if code not in (1, 3, 4):
         problems.append(f"exit code {code}")

@@ -20,10 +20,11 @@ from analysis.schema import Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
+from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
-from chaos.worlds.world import HandleError, InfrastructureError, snapshot
+from chaos.worlds.world import HandleError, InfrastructureError, Member, snapshot
 from cluster.engine.blas import Blas, find_blas, preload_environment
 from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
@@ -70,6 +71,7 @@ class LiveWorld:
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
         self._processes = Processes(self._new_actor)
         self._handles: dict[str, ActorProcess] = {}
+        self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
         self._blas: Blas = find_blas()
         self._blockers: list[asyncio.Future[Any]] = []
@@ -165,8 +167,33 @@ class LiveWorld:
         if node not in self._handles:
             undo = self._servers.undo
             assert undo is not None
-            self._handles[node] = ActorProcess(node, self._processes, undo, self._record_processes)
+            self._handles[node] = ActorProcess(
+                node, self._processes, undo, self._record_processes, self._servers.listed
+            )
         return self._handles[node]
+
+    def broker(self) -> BrokerProcess:
+        """See World."""
+        if self._broker is None:
+            self._broker = BrokerProcess(self._servers)
+        return self._broker
+
+    async def members(self) -> dict[str, dict[str, Member]]:
+        """See World."""
+        looks = await self._looks()
+        return {
+            name: {
+                worker: Member(liveness, looks[name].incarnations[worker])
+                for worker, (liveness, _) in looks[name].workers.items()
+            }
+            for name in self._controllers
+            if name in looks
+        }
+
+    async def stance(self, node: str) -> dict[str, float]:
+        """See World."""
+        found: dict[str, float] = await self._processes.call(node, "stance")
+        return found
 
     async def vocabulary(self) -> TokenizerVocabulary:
         """See World."""

@@ -9,7 +9,17 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
-from chaos.worlds.world import Cut, HandleError, InfrastructureError, LinkState, snapshot
+from chaos.worlds.simulated_broker import SimulatedBroker
+from chaos.worlds.world import (
+    Cut,
+    HandleError,
+    InfrastructureError,
+    Life,
+    LinkState,
+    Member,
+    ProcessState,
+    snapshot,
+)
 from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
@@ -17,6 +27,7 @@ from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.kernel import Task
 from cluster.simulation.network import Condition, Flow
 from cluster.simulation.network import Link as NetworkLink
+from cluster.stance import stance
 from workloads.capacity import Completion, ProbePlan
 from workloads.load import ClosedLoop, OpenLoop
 from workloads.schedule import ScheduledRequest, split
@@ -127,6 +138,11 @@ class SimulatedProcess:
             await kernel.sleep(_DRAIN_POLL_S)
         return True
 
+    async def stop(self) -> None:
+        """See Process."""
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        self._cluster.stop(self._node)
+
     async def restart(self) -> None:
         """See Process."""
         self._freezes += 1
@@ -141,6 +157,20 @@ class SimulatedProcess:
     async def alive(self) -> bool:
         """See Process."""
         return self._cluster.running(self._node)
+
+    async def inspect(self) -> ProcessState:
+        """See Process. A node's incarnation serves as its pid."""
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        node, network = self._cluster.nodes[self._node], self._cluster.network
+        life = Life.IS_GONE if node.ended else Life.STANDS_STILL if node.frozen else Life.RUNS
+        incarnation = node.node.incarnation
+        return ProcessState(
+            life=life,
+            pid=incarnation,
+            incarnation=incarnation if life is Life.RUNS else None,
+            answers=life is Life.RUNS and node.link.echo(),
+            connections=network.connections(self._node) if network.broker.running else None,
+        )
 
     def _refuse_gone(self, signal: str) -> None:
         if self._cluster.nodes[self._node].ended:
@@ -229,6 +259,27 @@ class SimulatedWorld:
         if node not in self._processes:
             self._processes[node] = SimulatedProcess(self._cluster, node)
         return self._processes[node]
+
+    def broker(self) -> SimulatedBroker:
+        """See World."""
+        return SimulatedBroker(self._cluster)
+
+    async def members(self) -> dict[str, dict[str, Member]]:
+        """See World."""
+        await self.sleep(_TRAVEL_S)
+        found: dict[str, dict[str, Member]] = {}
+        for node in self._cluster.controllers:
+            if self._cluster.running(node.name):
+                liveness, heard = node.workers(), node.incarnations()
+                found[node.name] = {worker: Member(liveness[worker][0], heard[worker]) for worker in liveness}
+        return found
+
+    async def stance(self, node: str) -> dict[str, float]:
+        """See World."""
+        await self.sleep(_TRAVEL_S)
+        if not self._cluster.running(node):
+            raise HandleError(f"{node}: its process is gone or stands still, and says nothing of itself")
+        return stance(self._cluster.nodes[node].node)
 
     async def vocabulary(self) -> ByteVocabulary:
         """See World."""

@@ -74,6 +74,7 @@ def snapshot(elapsed_s: float, standing: Standing, workers: Mapping[str, tuple[s
         in_flight=standing.in_flight,
         latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
         latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
+        latency_p99_s=float(np.percentile(recent, 99)) if recent else None,
         workers={worker: liveness for worker, (liveness, _) in workers.items()},
         breakers={worker: breaker for worker, (_, breaker) in workers.items()},
     )
@@ -92,6 +93,73 @@ class Link(Protocol):
         """Ask both ends about the present connection, or about connection `cid` at the broker's end."""
 
 
+class Life(StrEnum):
+    """What the system says of a process."""
+
+    RUNS = "runs"
+    STANDS_STILL = "stands still"
+    IS_GONE = "is gone"
+
+
+class ProcessState(msgspec.Struct, frozen=True):
+    """A node's process, as the system, the node itself and the broker tell of it.
+
+    incarnation: as the node says, None when it does not answer. answers: what it sends to itself comes back over its
+    link. connections: those of the node that the broker lists, by their ids, with the number of messages that came in
+    over each; None when the broker does not tell.
+    """
+
+    life: Life
+    pid: int
+    incarnation: int | None
+    answers: bool
+    connections: dict[int, int] | None
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A worker in the eyes of a controller."""
+
+    liveness: str
+    incarnation: int
+
+
+class BrokerState(msgspec.Struct, frozen=True):
+    """The broker, as the system and the broker itself tell of it.
+
+    identity: which of its lives it is, as it says itself, empty when it does not answer. greets: whether a fresh
+    connection gets its greeting. connections, slow_consumers: as it says.
+    """
+
+    life: Life
+    pid: int
+    identity: str
+    greets: bool
+    connections: int | None
+    slow_consumers: int | None
+
+
+class Broker(Protocol):
+    """The handle of the broker's process. Every method may raise HandleError."""
+
+    async def kill(self) -> None:
+        """End it at once. It stays away until `restart`."""
+
+    async def restart(self) -> None:
+        """A new process in place of this one, at the same address, as soon as that can be; returns when it answers."""
+
+    async def freeze(self, ttl_s: float) -> None:
+        """Stop it where it stands, its connections open. It goes on by itself after `ttl_s` if nobody thaws it."""
+
+    async def thaw(self) -> None:
+        """Let a frozen one go on. Harmless when it was not frozen."""
+
+    async def lame_duck(self) -> None:
+        """Ask it to leave: it takes no new connections, closes the others one after the other, and ends."""
+
+    async def inspect(self) -> BrokerState:
+        """How it stands."""
+
+
 class Process(Protocol):
     """The handle of the process of a worker or a controller. Every method may raise HandleError."""
 
@@ -107,8 +175,14 @@ class Process(Protocol):
     async def drain(self, limit_s: float) -> bool:
         """Let a worker take nothing new and finish what it has; whether it had within `limit_s`."""
 
+    async def stop(self) -> None:
+        """End it in an orderly way. It stays away until `restart`."""
+
     async def restart(self) -> None:
         """A new incarnation in place of this one, which ends in an orderly way if it can. Returns with a link."""
+
+    async def inspect(self) -> ProcessState:
+        """Ask the system, the node and the broker."""
 
     async def alive(self) -> bool:
         """Whether it runs; what is frozen does not."""
@@ -156,6 +230,15 @@ class World(Protocol):
 
     def process(self, node: str) -> Process:
         """The process of a worker or a controller."""
+
+    def broker(self) -> Broker:
+        """The broker's process."""
+
+    async def members(self) -> dict[str, dict[str, Member]]:
+        """By controller, of those that answer: the workers it knows."""
+
+    async def stance(self, node: str) -> dict[str, float]:
+        """How a worker or a controller stands, in the words of chaos.timing.STATES. Raises HandleError."""
 
     async def vocabulary(self) -> PromptVocabulary:
         """How prompts are made for the model that the cluster serves."""

@@ -31,6 +31,10 @@ class NodeActor:
         """See NodeHost."""
         return await self.host.look()
 
+    async def stance(self) -> dict[str, float]:
+        """See NodeHost."""
+        return self.host.stance()
+
     async def drain(self, limit_s: float) -> bool:
         """See NodeHost."""
         return await self.host.drain(limit_s)

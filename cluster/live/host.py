@@ -24,6 +24,7 @@ from cluster.live.node import LiveNode, LoadDriver, Sink
 from cluster.node import Node, Received
 from cluster.policy import Policy
 from cluster.protocol import Drain
+from cluster.stance import stance
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
 
@@ -58,8 +59,8 @@ class NodeLook(msgspec.Struct, frozen=True):
     """How a node stands. failure: why it is of no use any more, one line, empty while it is.
 
     crashed: it is our shell that has failed, and not the node that gave up as its policy says. open_requests: see
-    Gauges. For a controller, warm: how many workers could start a request for each model at once, and workers as in
-    ControllerNode. models: of a worker.
+    Gauges. For a controller, warm: how many workers could start a request for each model at once, and workers and
+    incarnations as in ControllerNode. models: of a worker.
     """
 
     failure: str
@@ -69,6 +70,8 @@ class NodeLook(msgspec.Struct, frozen=True):
     warm: dict[str, int] = {}
     workers: dict[str, tuple[str, str]] = {}
     models: dict[str, str] = {}
+    incarnation: int = 0
+    incarnations: dict[str, int] = {}
 
 
 class NodeHost:
@@ -123,7 +126,13 @@ class NodeHost:
             else {},
             workers=controller.workers() if controller is not None else {},
             models=self._worker.models() if self._worker is not None else {},
+            incarnation=self.incarnation,
+            incarnations=controller.incarnations() if controller is not None else {},
         )
+
+    def stance(self) -> dict[str, float]:
+        """See cluster.stance."""
+        return stance(self._running().node)
 
     def drive(self, source: Source, observer: Observer) -> None:
         """For a client: ask what `source` asks, and tell `observer`."""

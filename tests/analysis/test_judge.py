@@ -9,7 +9,7 @@ import pytest
 
 from analysis.history import UnreadableError
 from analysis.judge import judge, read_verdict, write_verdict
-from analysis.schema import FaultRow
+from analysis.schema import EventRow, FaultRow
 from analysis.verdict import CriterionResult, Outcome, Verdict
 from tests.analysis.histories import EXPERIMENT, HEALED_S, Run, clean_run
 from tests.analysis.test_checkers import cut, executed_twice, fail, fresh, never_recovered, unexplained_error
@@ -44,7 +44,7 @@ def test_a_verdict_is_written_and_read_back(tmp_path: Path) -> None:
     assert read_verdict(tmp_path) == verdict
     loaded = json.loads((tmp_path / "verdict.json").read_text())
     assert loaded["verdict"] == "pass"
-    assert set(loaded["faults"][0]) == {"kind", "target", "injected_s", "verified", "healed_s", "evidence"}
+    assert set(loaded["faults"][0]) == {"kind", "target", "injected_s", "verified", "healed_s", "evidence", "states"}
     assert list(tmp_path.iterdir()) == [tmp_path / "verdict.json"]
     (tmp_path / "verdict.json").write_text("{}")
     with pytest.raises(UnreadableError, match="not a verdict"):
@@ -335,3 +335,28 @@ def test_a_fault_that_was_gone_before_its_end_says_so(bites: bool, end: dict[str
     assert verdict.verdict is Outcome.INVALID
     assert verdict.reasons[0].startswith(f"the fault cut (partition of worker-0) {text}")
     assert ("it answered" in verdict.reasons[0]) is (bites and end.get("worker-0", {}).get("because") == "it answered")
+
+
+def test_a_fault_that_was_held_back_says_why() -> None:
+    run = fresh()
+    evidence = {"bite": {"not_injected": "prefill of worker-0 at least 1 was not reached within 3 s"}, "heal": {}}
+    run.change(run.find("faults")[0], injected_s=None, healed_s=None, verified=False, evidence=json.dumps(evidence))
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.INVALID
+    assert "was not injected: prefill of worker-0" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("by", "outcome"), [("stop_condition", Outcome.FAIL), ("stop_file", Outcome.INCONCLUSIVE)])
+def test_a_run_that_its_guard_stopped(by: str, outcome: Outcome) -> None:
+    run = fresh()
+    run.add("director", EventRow(20.0, "guard", by, detail="because"))
+    run.info = msgspec.structs.replace(run.info, complete=False, ended_by="the guard: because")
+    verdict = verdict_of(run)
+    assert verdict.verdict is outcome
+    assert "the run was stopped: because" in verdict.reasons
+
+
+def test_the_verdict_says_what_a_fault_struck_in_the_midst_of() -> None:
+    run = fresh()
+    run.change(run.find("faults")[0], states=["prefill at worker-0: 2"])
+    assert verdict_of(run).faults[0].states == ["prefill at worker-0: 2"]

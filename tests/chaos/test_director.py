@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from analysis.schema import EventRow, FaultRow, Row
+from chaos import guard
 from chaos.director import Director
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
@@ -78,6 +79,9 @@ class StubWorld:
         self.drains = True
         self.look_hook: Callable[[], None] = lambda: None
         self.offered: list[ScheduledRequest] = []
+        self.liveness: dict[str, str] = {}
+        self.p99_s: Callable[[float], float | None] = lambda now: None
+        self.stances: dict[str, dict[str, Callable[[float], float]]] = {}
         self.links = {name: StubLink(self, name) for name in ("worker-0", "worker-1")}
 
     def now(self) -> float:
@@ -98,6 +102,9 @@ class StubWorld:
     def link(self, node: str) -> StubLink:
         return self.links[node]
 
+    async def stance(self, node: str) -> dict[str, float]:
+        return {name: value(self.now()) for name, value in self.stances.get(node, {}).items()}
+
     async def vocabulary(self) -> ByteVocabulary:
         return ByteVocabulary()
 
@@ -117,7 +124,8 @@ class StubWorld:
 
     async def look(self) -> Snapshot:
         self.look_hook()
-        return Snapshot(elapsed_s=self.now(), phase="")
+        p99_s = self.p99_s(self.now())
+        return Snapshot(elapsed_s=self.now(), phase="", workers=self.liveness, latency_p99_s=p99_s)
 
     def record(self, row: Row) -> None:
         self.rows.append(row)
@@ -282,7 +290,7 @@ def test_the_watcher_is_shown_what_is_in_force_and_how_much_is_left() -> None:
     assert {snapshot.phase for snapshot in with_fault} == {"fault"}
     assert with_fault[0].faults == ["partition stall worker-0, worker-1"]
     lefts = [round(snapshot.left_s or 0.0, 3) for snapshot in stage.watcher.snapshots if snapshot.phase == "fault"]
-    assert lefts == [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    assert lefts == [5.5, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("lead_s", [0.1, 0.3, 0.5, 1 / 3, 12345.678])
@@ -291,4 +299,82 @@ def test_phases_end_whatever_the_origin_of_time_rounds_to(lead_s: float) -> None
     stage = Stage()
     stage.world.kernel.run_until(lead_s * 1.1)
     stage.run()
-    assert len(stage.watcher.snapshots) < 40
+    assert len(stage.watcher.snapshots) < 60
+
+
+def struck(stage: Stage) -> list[float]:
+    return [at for at, what in stage.world.links["worker-0"].log if what.startswith("cut")]
+
+
+def test_a_repeated_fault_is_injected_proved_and_healed_each_time() -> None:
+    stage = Stage("phases.fault.duration_s=16", "faults.cut.duration_s=3", "faults.cut.repeat={times: 3, every_s: 5}")
+    stage.run()
+    assert struck(stage) == [INJECTED_S, INJECTED_S + 5.0, INJECTED_S + 10.0]
+    faults = stage.world.faults()
+    assert [fault.name for fault in faults] == ["cut", "cut (2)", "cut (3)"]
+    assert all(fault.verified and fault.heal_verified for fault in faults)
+
+
+WHEN = ("phases.fault.duration_s=16", "faults.cut.when={state: stream_token, at_least: 5, within_s: 8}")
+
+
+def test_a_fault_waits_for_its_state_and_says_what_it_struck_in_the_midst_of() -> None:
+    stage = Stage(*WHEN)
+    stage.world.stances = {
+        "worker-0": {"stream_token": lambda now: 2 if now < INJECTED_S + 3 else 6, "queue": lambda now: 0},
+        "controller": {"half_open": lambda now: 1, "handover": lambda now: 9},
+    }
+    stage.run()
+    assert struck(stage) == [pytest.approx(INJECTED_S + 3, abs=0.1)]
+    (fault,) = stage.world.faults()
+    assert fault.states == ["stream_token at worker-0: 6", "half_open at controller: 1"]
+
+
+def test_a_counter_is_waited_for_by_its_growth() -> None:
+    stage = Stage(
+        "phases.fault.duration_s=16", "faults.cut.when={state: handover, node: controller, at_least: 2, within_s: 8}"
+    )
+    stage.world.stances = {"controller": {"handover": lambda now: 40 + int(now >= INJECTED_S + 1) * 2}}
+    stage.run()
+    assert struck(stage) == [pytest.approx(INJECTED_S + 1, abs=0.1)]
+
+
+def test_a_state_that_never_comes_leaves_the_fault_uninjected_and_says_so() -> None:
+    stage = Stage(*WHEN)
+    stage.world.stances = {"worker-0": {"stream_token": lambda now: 4}}
+    stage.run()
+    assert struck(stage) == []
+    (fault,) = stage.world.faults()
+    assert (fault.injected_s, fault.verified) == (None, False)
+    assert "stream_token of worker-0 at least 5 was not reached within 8 s; the last was 4" in fault.evidence
+    assert stage.director.complete
+
+
+def test_a_fault_that_would_hurt_the_last_healthy_worker_is_not_injected() -> None:
+    stage = Stage("cluster.workers=3", *WHEN)
+    stage.world.stances = {"worker-0": {"stream_token": lambda now: 9}}
+    stage.world.liveness = {"worker-0": "ready", "worker-1": "ready", "worker-2": "dead"}
+    stage.run()
+    assert struck(stage) == []
+    (fault,) = stage.world.faults()
+    assert "no healthy worker would be left" in fault.evidence
+
+
+def test_a_stop_condition_heals_what_is_in_force_and_is_told_of() -> None:
+    stage = Stage("guard.stop_file=/nowhere/stop", "guard.latency_p99_s_max=2")
+    stage.world.p99_s = lambda now: 3.0 if now > INJECTED_S + 2 else 0.1
+    with pytest.raises(guard.Stopped):
+        stage.run()
+    assert stage.all_healed()
+    assert len(stage.world.faults()) == 1
+    (told,) = [row for row in stage.world.rows if isinstance(row, EventRow) and row.kind == "guard"]
+    assert told.subject == "stop_condition"
+    assert "p99 latency is 3.00 s" in told.detail
+    assert told.time_s - stage.world.origin_s <= INJECTED_S + 3
+
+
+def test_an_unproven_heal_ends_the_run_where_that_was_asked_for() -> None:
+    stage = Stage("guard.stop_when_unrecovered=true")
+    stage.world.failing = {"restore"}
+    with pytest.raises(guard.Stopped, match="the heal of partition stall worker-0, worker-1 is not proven"):
+        stage.run()

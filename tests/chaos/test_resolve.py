@@ -60,6 +60,15 @@ def test_an_unknown_experiment_names_the_catalogue() -> None:
 @pytest.mark.parametrize(
     ("setting", "field", "expectation"),
     [
+        ("faults.cut.repeat={times: 2}", "faults.cut.repeat", "expected one of every_s and within_s"),
+        ("faults.cut.repeat={times: 2, every_s: 3}", "faults.cut.repeat.every_s", "at least the fault's duration"),
+        ("faults.cut.repeat={times: 2, within_s: 30}", "faults.cut.repeat.within_s", "2 strikes take at least 70 s"),
+        ("faults.cut.repeat={times: 2, every_s: 35}", "faults.cut.duration_s", "ends 71 s into fault"),
+        ("faults.cut.when={state: asleep, within_s: 1}", "faults.cut.when.state", "expected one of stream_token"),
+        ("faults.cut.when={state: half_open, within_s: 1}", "faults.cut.when.node", "a state of a controller"),
+        ("faults.cut.when={state: prefill, within_s: 20}", "faults.cut.duration_s", "ends 56 s into fault"),
+        ("faults.cut.targets=[worker-0, worker-1, worker-2]", "faults.cut.targets", "guard.last_worker: true allows"),
+        ("guard.targets_max=0", "guard.targets_max", ">= 1"),
         ("clutser.workers=3", "clutser", "did you mean cluster?"),
         ("cluster.wrokers=3", "cluster.wrokers", "did you mean workers?"),
         ("faults.cut.mod=stall", "faults.cut.mod", "did you mean mode?"),

@@ -73,7 +73,7 @@ def test_two_workers_may_go_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cluster_of_one_does_not_pass_and_says_why_in_one_sentence(tmp_path: Path) -> None:
-    done = conduct(tmp_path, "cluster.workers=1")
+    done = conduct(tmp_path, "cluster.workers=1", "guard.last_worker=true")
     assert done.verdict.verdict is Outcome.FAIL
     first = done.verdict.reasons[0]
     assert "every worker" in first
@@ -153,7 +153,7 @@ def test_the_watcher_sees_the_phases_the_fault_and_the_counts(tmp_path: Path) ->
     ]
     assert done.watcher.phases == phases
     faulty = [snapshot for snapshot in done.watcher.snapshots if snapshot.faults]
-    assert 10 <= len(faulty) <= 13
+    assert 24 <= len(faulty) <= 26
     assert any(snapshot.workers["worker-0"] == "dead" for snapshot in faulty)
     assert any(snapshot.breakers["worker-0"] != "closed" for snapshot in faulty)
     last = done.watcher.snapshots[-1]

@@ -1,0 +1,190 @@
+"""The injector: carries each fault of an experiment out, from its time to the proof that it is gone."""
+
+import json
+from collections.abc import Sequence
+from random import Random
+from typing import Protocol
+
+from analysis.schema import FaultRow
+from chaos import faults, timing
+from chaos.experiment import Experiment, FaultSpec
+from chaos.faults import Evidence, Fault
+from chaos.guard import Guard, Stopped
+from chaos.worlds.world import HandleError, Job, World
+
+_HASTY_HEAL_S = 3.0
+"""For how long the proof of a heal is waited for when the run is being abandoned."""
+
+
+class Notes(Protocol):
+    """Who is told what happens; chaos.progress.Progress is one."""
+
+    def note(self, text: str) -> None:
+        """A remark."""
+
+
+class Injector:
+    """Everything that is injected is healed, whatever ends the run: see `end`."""
+
+    def __init__(self, world: World, experiment: Experiment, guard: Guard, seed: int, notes: Notes) -> None:
+        self._world = world
+        self._experiment = experiment
+        self._guard = guard
+        self._seed = seed
+        self._notes = notes
+        self._begun: list[_Injection] = []
+        self._active: list[_Injection] = []
+        self._jobs: list[Job] = []
+        self._stopped: Stopped | None = None
+
+    def begin(self, phase: str, start_s: float) -> None:
+        """Let the faults of a phase strike at their times; the phase begins at the world's time `start_s`."""
+        nodes = self._experiment.node_names()
+        for name, spec in self._experiment.faults.items():
+            if spec.phase != phase:
+                continue
+            # Of its own, so that one fault more changes nothing about the others.
+            offsets_s = timing.strikes(spec, Random(f"{self._seed}/faults/{name}"))
+            for number, offset_s in enumerate(offsets_s, 1):
+                label = name if number == 1 else f"{name} ({number})"
+                injection = _Injection(label, spec, faults.make(spec, nodes))
+                self._jobs.append(self._world.spawn(self._carry_out(injection, start_s + offset_s)))
+
+    def in_force(self) -> list[str]:
+        """Kind, mode and targets of the faults in force, for people."""
+        return [f"{injection.spec.kind} {injection.aim}" for injection in self._active]
+
+    def check(self) -> None:
+        """Raises Stopped when a heal that is not proven has to end the run."""
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def finish(self) -> None:
+        """Wait until every fault has come and gone. Raises what went wrong with one."""
+        for job in self._jobs:
+            await job
+
+    async def end(self) -> None:
+        """Heal everything that has begun; a fault whose time had not come does not begin any more."""
+        for job in self._jobs:
+            job.cancel()
+        # What a job was healing when it was cancelled may be half healed: it is healed again.
+        for injection in self._begun:
+            await self._heal(injection, _HASTY_HEAL_S)
+
+    async def _carry_out(self, injection: "_Injection", due_s: float) -> None:
+        """The life of one strike: wait, inject, prove, keep up, heal, prove."""
+        world, spec, fault = self._world, injection.spec, injection.fault
+        await world.sleep(due_s - world.now())
+        refused = await self._await_moment(injection)
+        if refused is not None:
+            self._notes.note(f"NOT INJECTED: {spec.kind} {injection.aim}: {refused}; the run will be invalid")
+            injection.bite = Evidence(False, {"not_injected": refused})
+            world.record(injection.row(Evidence(False, {})))
+            return
+        self._begun.append(injection)
+        self._active.append(injection)
+        injection.injected_s = world.clock()
+        end_s = world.now() + spec.duration_s
+        try:
+            await fault.inject(world)
+            self._notes.note(f"injected {spec.kind} {injection.aim}")
+            injection.bite = await fault.verify(world)
+        except HandleError as error:
+            injection.bite = Evidence(False, {"error": str(error)})
+        injection.verified_s = world.clock()
+        if not injection.bite.proved:
+            self._notes.note(f"NOT PROVED: {spec.kind} {injection.aim} shows no effect; the run will be invalid")
+        try:
+            await fault.sustain(world, end_s)
+            injection.end = await fault.verify_end(world)
+        except HandleError as error:
+            injection.end = Evidence(False, {"error": str(error)})
+        if injection.bite.proved and not injection.end.proved:
+            self._notes.note(f"NOT IN FORCE until its end: {spec.kind} {injection.aim}; the run will be invalid")
+        await self._heal(injection, self._experiment.recovery_limit_s)
+
+    async def _await_moment(self, injection: "_Injection") -> str | None:
+        """Wait for the state that the strike needs; why it may not strike, None if it may."""
+        world, spec = self._world, injection.spec
+        seen = ""
+        if spec.when is not None:
+            try:
+                seen = await timing.wait_for(world, spec.when, spec.targets)
+            except timing.NeverReached as error:
+                return str(error)
+        hurt = [target for other in self._active for target in other.spec.targets]
+        liveness = (await world.look()).workers
+        refused = self._guard.forbids(spec.targets, hurt, liveness)
+        if refused is None:
+            controllers = self._experiment.controller_names()
+            injection.states = await timing.moment(world, spec.targets, controllers, seen)
+        return refused
+
+    async def _heal(self, injection: "_Injection", limit_s: float) -> None:
+        world = self._world
+        if injection.over:
+            return
+        if injection in self._active:
+            self._active.remove(injection)
+        try:
+            await injection.fault.heal(world)
+            injection.healed_s = world.clock()
+            healed = await injection.fault.verify_healed(world, limit_s)
+        except HandleError as error:
+            healed = Evidence(False, {"error": str(error)})
+        if injection.over:
+            return
+        injection.over = True
+        said = "healed" if healed.proved else "NOT HEALED:"
+        self._notes.note(f"{said} {injection.spec.kind} {injection.aim}")
+        world.record(injection.row(healed))
+        if not healed.proved:
+            try:
+                self._guard.unrecovered(f"{injection.spec.kind} {injection.aim}")
+            except Stopped as stopped:
+                self._stopped = stopped
+
+
+class _Injection:
+    """One strike of a fault in this run. Times on the nodes' clock, seconds."""
+
+    def __init__(self, name: str, spec: FaultSpec, fault: Fault) -> None:
+        self.name = name
+        self.spec = spec
+        self.fault = fault
+        self.states: Sequence[str] = ()
+        self.injected_s: float | None = None
+        self.bite = Evidence(False, {})
+        self.end: Evidence | None = None
+        self.verified_s: float | None = None
+        self.healed_s: float | None = None
+        self.over = False
+
+    @property
+    def aim(self) -> str:
+        """Mode and targets, for people."""
+        return " ".join(filter(None, (self.spec.mode, ", ".join(self.spec.targets))))
+
+    def row(self, healed: Evidence) -> FaultRow:
+        """The fault as it went."""
+        spec = self.spec
+        parameters = {"mode": spec.mode, "duration_s": spec.duration_s, "ttl_s": spec.ttl_s, **spec.options}
+        evidence = {"bite": self.bite.facts, "heal": healed.facts}
+        if self.end is not None:
+            evidence["end"] = self.end.facts
+        return FaultRow(
+            name=self.name,
+            kind=spec.kind,
+            targets=list(spec.targets),
+            parameters=json.dumps(parameters),
+            injected_s=self.injected_s,
+            # A fault that went away by itself was not the fault of this experiment. None: the run ended before.
+            verified=self.bite.proved and (self.end is None or self.end.proved),
+            verified_s=self.verified_s,
+            healed_s=self.healed_s,
+            heal_verified=healed.proved,
+            explains=[str(code) for code in self.fault.explains],
+            evidence=json.dumps(evidence),
+            states=list(self.states),
+        )
