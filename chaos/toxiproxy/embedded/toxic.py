@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from chaos.toxiproxy.embedded.body import Fields
+from chaos.toxiproxy.embedded.body import Fields, clean
 from chaos.toxiproxy.embedded.errors import ApiError, BadBody
 from chaos.toxiproxy.embedded.frame_stage import FrameStage
 from chaos.toxiproxy.embedded.message_toxics import MESSAGE_KINDS, check_message_attributes
@@ -63,9 +63,10 @@ class Toxic:
         fields = Fields(value, "toxic")
         given = fields.members("attributes")
         if self.is_message:
+            texts = {key: clean(member) for key, member in given.items() if isinstance(member, str)}
             attributes: dict[str, Any]
             try:
-                attributes = check_message_attributes(self.kind, {**self.attributes, **given})
+                attributes = check_message_attributes(self.kind, {**self.attributes, **given, **texts})
             except ValueError as error:
                 raise BadBody(str(error)) from None
         else:

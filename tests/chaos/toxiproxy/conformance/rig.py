@@ -115,9 +115,9 @@ class ProxyUnderTest:
         """Remove it."""
         return self.server.call("DELETE", self.path)
 
-    def dial(self) -> socket.socket:
-        """A client's socket."""
-        host, _, port = self.state()["listen"].rpartition(":")
+    def dial(self, listen: str | None = None) -> socket.socket:
+        """A client's socket. listen: where it listens, if that has been asked for already."""
+        host, _, port = (listen or self.state()["listen"]).rpartition(":")
         return connect(host.strip("[]"), int(port))
 
 
@@ -149,9 +149,9 @@ class Upstream:
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return server
 
-    def pair(self, proxy: ProxyUnderTest) -> Pair:
+    def pair(self, proxy: ProxyUnderTest, listen: str | None = None) -> Pair:
         """A new connection through the proxy."""
-        client = proxy.dial()
+        client = proxy.dial(listen)
         pair = Pair(client, self.accept())
         self._pairs.append(pair)
         return pair
