@@ -1,10 +1,14 @@
 """Every message on the wire and every subject name.
 
-Messages are msgspec structs in MessagePack, told apart by a tag. Clocks: every node has its own monotonic clock in
-seconds and no two are assumed equal. A field named `deadline_s` is in the *receiver's* clock (see `ClockBound`), and
-only the incarnation it was computed for may believe it, so the message names that incarnation too.
+Messages are msgspec structs in MessagePack, told apart by a tag, with a checksum behind them: what was damaged on the
+way is no message, or a changed byte would be a token that no model made.
+
+Clocks: every node has its own monotonic clock in seconds and no two are assumed equal. A field named `deadline_s` is in
+the *receiver's* clock (see `ClockBound`), and only the incarnation it was computed for may believe it, so the message
+names that incarnation too.
 """
 
+import zlib
 from typing import ClassVar
 
 import msgspec
@@ -12,7 +16,7 @@ import msgspec
 Token = int
 """A token id of the model's vocabulary."""
 
-VERSION = 2
+VERSION = 3
 """Of this protocol. Raised whenever a message changes; nodes of different versions do not work together."""
 
 CONTROLLERS = "controllers"
@@ -235,21 +239,30 @@ Message = (
     | StreamReport
 )
 
+_CHECKSUM_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
-    """The message as MessagePack."""
-    return _encoder.encode(message)
+    """The message as MessagePack, and its CRC-32."""
+    body = _encoder.encode(message)
+    return body + _checksum(body)
 
 
 def decode(payload: bytes) -> Message:
     """The message in `payload`. Raises msgspec.DecodeError (ValidationError when the shape is wrong)."""
+    body = payload[:-_CHECKSUM_BYTES]
+    if payload[-_CHECKSUM_BYTES:] != _checksum(body):
+        raise msgspec.DecodeError("its checksum does not fit")
     try:
-        return _decoder.decode(payload)
+        return _decoder.decode(body)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from error
+
+
+def _checksum(body: bytes) -> bytes:
+    return zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 class Subject:

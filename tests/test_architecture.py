@@ -14,7 +14,7 @@ PURE_FOLDERS = ("cluster/controller", "cluster/worker")
 # All that a pure node may use of the world outside. None of it does I/O, sleeps, reads a clock or starts a thread.
 HARMLESS = {
     *("__future__", "collections", "collections.abc", "enum", "heapq", "itertools", "functools", "math", "typing"),
-    "msgspec",
+    *("msgspec", "zlib"),
 }
 HARMLESS_NAMES = {"random": {"Random"}}
 ACTS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint", "hash", "id"}

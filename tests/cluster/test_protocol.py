@@ -1,5 +1,7 @@
 """On the wire: every message comes back as it was, foreign bytes are refused, deadlines are never too late."""
 
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -81,10 +83,35 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
     assert decode(encode(message)) == message
 
 
+def checked(body: bytes) -> bytes:
+    """A body whose checksum fits, as only a sender of ours makes them."""
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
 def test_text_that_is_no_utf_8_is_a_decode_error() -> None:
-    payload = encode(Ping("client-0")).replace(b"client-0", b"client-\x80")
+    payload = encode(Ping("client-0"))[:-4].replace(b"client-0", b"client-\x80")
     with pytest.raises(msgspec.DecodeError, match="UTF-8"):
-        decode(payload)
+        decode(checked(payload))
+
+
+@QUICK
+@given(MESSAGES, st.data())
+def test_a_message_with_any_changed_byte_is_refused_although_it_would_still_have_a_shape(
+    message: Message, data: st.DataObject
+) -> None:
+    payload = bytearray(encode(message))
+    payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(msgspec.DecodeError):
+        decode(bytes(payload))
+
+
+def test_a_changed_token_is_no_token() -> None:
+    told = StreamReport("worker-0", 1, 1.0, (Chunk(AttemptId("r", 1, 1), 0, (17, 18)),))
+    other = StreamReport("worker-0", 1, 1.0, (Chunk(AttemptId("r", 1, 1), 0, (17, 19)),))
+    body = encode(other)[:-4]
+    assert decode(checked(body)) == other
+    with pytest.raises(msgspec.DecodeError, match="checksum"):
+        decode(body + encode(told)[-4:])
 
 
 @QUICK
@@ -109,7 +136,7 @@ def test_a_cut_message_is_refused(message: Message, data: st.DataObject) -> None
 @pytest.mark.parametrize("wrong", [["ping"], ["ping", 3], ["nothing", "x"], {"type": "ping"}, "ping", None, 1, []])
 def test_well_formed_bytes_of_the_wrong_shape_are_refused(wrong: object) -> None:
     with pytest.raises(msgspec.DecodeError):
-        decode(msgspec.msgpack.encode(wrong))
+        decode(checked(msgspec.msgpack.encode(wrong)))
 
 
 MESSAGE_TIMES = st.lists(st.tuples(st.floats(0, 1_000), st.floats(0, 30)), min_size=1, max_size=20)
