@@ -102,7 +102,10 @@ class FaultSpec(_Section, frozen=True):
 
 
 class Experiment(_Section, frozen=True):
-    """A whole experiment, resolved: every default filled in."""
+    """A whole experiment, resolved: every default filled in.
+
+    robustness: numbers of chaos.robustness.CLASSES, the failures that it would show.
+    """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,64}$")]
     title: str
@@ -115,6 +118,7 @@ class Experiment(_Section, frozen=True):
     recovery_limit_s: Seconds
     faults: dict[str, FaultSpec] = {}
     guard: GuardSpec = GuardSpec()
+    robustness: tuple[int, ...] = ()
     policy: Policy = Policy()
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"

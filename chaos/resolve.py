@@ -19,6 +19,7 @@ from analysis.metrics import METRICS
 from chaos import faults
 from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
 from chaos.guard import Guard
+from chaos.robustness import CLASSES
 from chaos.timing import check_trigger, latest_end_s, strikes
 from cluster.policy import Policy
 from cluster.profiles import ProfileError, load_policy
@@ -66,6 +67,9 @@ def check(experiment: Experiment) -> None:
         _one_of(field, getattr(experiment, field), experiment.phases, "phase")
     for name, fault in experiment.faults.items():
         _check_fault(f"faults.{name}", fault, experiment)
+    for number in experiment.robustness:
+        if number not in CLASSES:
+            raise _Wrong("robustness", f"no class {number}; there are 1 to {max(CLASSES)}")
     _check_guard(experiment)
     for section in ("steady_state", "expectations"):
         criteria: Mapping[str, Criterion] = getattr(experiment, section)

@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, serving_cases
+from tests import contract, kill_cases, serving_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -107,6 +107,7 @@ def cases() -> list[Case]:
     ]
     found += [Case(f"kill_9_{name}", "nothing left", partial(_killed, moment=name)) for name in KILLED_AT]
     found.append(Case("kill_9_toxiproxy_stays", f"proxies gone within {TTL_S:g} s", _killed_beside_a_toxiproxy))
+    found.append(Case("kill_9_fifty", f"all {kill_cases.KILLS} without a fault in time", _killed_fifty))
     found.append(Case("serving_processes", "exit 0, pass, whole after each of seven", _serving_processes))
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
@@ -352,6 +353,15 @@ def _killed_beside_a_toxiproxy(out: Path) -> Outcome:
     problems += _undo_left(run) + _unreadable(run, expect_rows=True)
     figures = f"{toxics} toxics, and the run's proxies, gone {healed_s:.2f} s after the kill, processes {gone_s:.1f} s"
     return _outcome(code, run, None, problems, figures)
+
+
+def _killed_fifty(out: Path) -> Outcome:
+    kills = kill_cases.kill_fifty(out)
+    problems = [problem for kill in kills for problem in kill.problems]
+    in_time = sum(kill.gone_s is not None for kill in kills)
+    if in_time < len(kills):
+        problems.append(f"only {in_time} of {len(kills)}")
+    return Outcome(got=f"{in_time} of {len(kills)}", problems=problems, figures=kill_cases.told(kills))
 
 
 def _serving(out: Path, experiment: Path) -> tuple[int | None, Run, Verdict | None, list[str]]:

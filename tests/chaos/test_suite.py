@@ -1,0 +1,67 @@
+"""The suite: one table of everything, resumed where it stopped, and honest about what has no verdict."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from chaos.suite import Line, main, table
+from tests.chaos.simulated_runs import SHORT
+
+ARGUMENTS = ["catalogue", "--world", "simulated", "--only", "network_partition"]
+
+
+def settings() -> list[str]:
+    return [part for setting in SHORT for part in ("--set", setting)]
+
+
+def line(experiment: str, policy: str, verdict: str, reason: str = "") -> Line:
+    return Line(experiment, policy, "simulated", 1, verdict, reason, (1, 4), "where")
+
+
+def test_the_table_has_a_row_for_each_experiment_and_a_verdict_for_each_policy() -> None:
+    lines = [
+        line("a", "default", "pass"),
+        line("a", "weak", "fail", "it | broke"),
+        line("b", "default", "invalid", "no"),
+    ]
+    head, _, first, second = table(lines).splitlines()
+    assert head == "| experiment | asks about | default | weak | why |"
+    assert first.startswith("| a | 1. requests pile up")
+    assert first.endswith("| pass | fail | weak: it \\| broke |")
+    assert second.endswith("| invalid |  | default: no |")
+
+
+def test_what_has_a_verdict_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *settings()]
+    assert main(arguments) == 0
+    assert "network_partition under default: running" in capfd.readouterr().out
+    assert main(arguments) == 0
+    told = capfd.readouterr().out
+    assert "running" not in told
+    assert "network_partition under default: pass" in told
+    (kept,) = msgspec.json.decode((tmp_path / "suite.json").read_bytes(), type=list[Line])
+    assert (kept.experiment, kept.policy, kept.verdict) == ("network_partition", "default", "pass")
+    assert (tmp_path / kept.results / "report.html").is_file()
+
+
+def test_an_experiment_that_cannot_run_has_no_verdict_and_the_suite_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARGUMENTS, "--out", str(tmp_path), "--set", "cluster.wrokers=3"]) == 5
+    assert "network_partition under default: usage: no verdict" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--only", "nosuch"], "--only nosuch: no such experiment"),
+        (["--policy", "default,nosuch"], "--policy"),
+    ],
+)
+def test_a_wrong_name_costs_one_line(
+    more: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["catalogue", "--out", str(tmp_path / "none"), *more]) == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
