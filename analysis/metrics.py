@@ -142,6 +142,13 @@ def _first_token(share: float) -> Callable[[History, str | None, float], Measure
     return measure_first_token
 
 
+def _refusal(history: History, phase: str | None, confidence: float) -> Measurement:
+    """How long the refused had to wait for their no, from the intended time."""
+    lines = _lines(history, phase)
+    refused = lines[lines["outcome"] == "refused"]
+    return _percentile(refused["ended_s"] - refused["intended_s"], 0.95, confidence)
+
+
 def _dispatch_lag(history: History, phase: str | None, confidence: float) -> Measurement:
     rows = _lines(history, phase)
     return _percentile(rows["sent_s"] - rows["intended_s"], 0.99, confidence)
@@ -228,6 +235,7 @@ METRICS: dict[str, Metric] = {
     "latency_p99_s": Metric("s", "lower", _latency(0.99)),
     "ttft_p50_s": Metric("s", "lower", _first_token(0.50)),
     "ttft_p95_s": Metric("s", "lower", _first_token(0.95)),
+    "refusal_p95_s": Metric("s", "lower", _refusal),
     "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s),
     "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s),
     "dispatch_lag_p99_s": Metric("s", "lower", _dispatch_lag),

@@ -11,14 +11,19 @@ import ray
 from ray.exceptions import RayError
 
 from chaos.undo import FrozenEntry, UndoError, UndoLog
-from chaos.worlds.world import HandleError
+from chaos.worlds.world import HandleError, Life, ProcessState
 from cluster.live.actors import agent_actor
+from cluster.live.host import NodeLook
+from cluster.live.nats import LinkFacts
 
 CALL_S = 5.0
 _LINK_S = 10.0
 _STOP_S = 5.0
 _SIGNAL_S = 2.0
 _POLL_S = 0.02
+_ANSWER_S = 2.0
+_FROZEN_ANSWER_S = 0.5
+"""What stands still gives no answer; it is asked all the same, because the system's word alone proves nothing."""
 _AGENT = "host-0"
 
 
@@ -30,6 +35,7 @@ class Processes:
         self._make = make
         self._actors: dict[str, Any] = {}
         self._pids: dict[str, int] = {}
+        self._incarnations: dict[str, int] = {}
         self._agent: Any = None
         self._away: set[str] = set()
 
@@ -41,6 +47,7 @@ class Processes:
         starts = [self._actors[node].start.remote(_LINK_S) for node in nodes]
         _, *pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
         self._pids = dict(zip(nodes, pids, strict=True))
+        await asyncio.gather(*(self._learn_incarnation(node) for node in nodes))
         await self._watch()
 
     def present(self, nodes: Sequence[str]) -> list[str]:
@@ -75,6 +82,14 @@ class Processes:
                 raise HandleError(f"{node}: its process {pid} has not acted on {name} within {_SIGNAL_S:g} s")
             await asyncio.sleep(_POLL_S)
 
+    def incarnation(self, node: str) -> int:
+        """Of the node's last process that has begun; 0 before there was one."""
+        return self._incarnations.get(node, 0)
+
+    async def _learn_incarnation(self, node: str) -> None:
+        look: NodeLook = await self.call(node, "look")
+        self._incarnations[node] = look.incarnation
+
     def pid(self, node: str) -> int:
         """Of the node's present process."""
         return self._pids[node]
@@ -100,8 +115,20 @@ class Processes:
         self._actors[node] = self._make(node)
         # Imports take seconds on a busy host, and nothing of ours ends them.
         self._pids[node] = await self.call(node, "start", _LINK_S, limit_s=60.0)
+        await self._learn_incarnation(node)
         self._away.discard(node)
         await self._watch()
+
+    async def end(self, node: str) -> None:
+        """Let a node stop in an orderly way, then end its process. Raises HandleError."""
+        self.took_away(node)
+        await self.call(node, "stop", limit_s=_STOP_S)
+        ray.kill(self._actors[node])
+        end_s = time.monotonic() + _STOP_S
+        while status(self._pids[node]) is not None:
+            if time.monotonic() > end_s:
+                raise HandleError(f"{node}: its process {self._pids[node]} has not ended within {_STOP_S:g} s")
+            await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> None:
         """Let every node end in an orderly way, at most `_STOP_S` seconds."""
@@ -122,8 +149,16 @@ class Processes:
 class ActorProcess:
     """See chaos.worlds.world.Process."""
 
-    def __init__(self, node: str, processes: Processes, undo: UndoLog, started: Callable[[], None]) -> None:
-        """started: told of every new process, so that it can be written down for its end."""
+    def __init__(
+        self,
+        node: str,
+        processes: Processes,
+        undo: UndoLog,
+        started: Callable[[], None],
+        listed: Callable[[str], dict[int, int] | None],
+    ) -> None:
+        """started: told of every new process, so that it can be written down for its end. listed: see Servers."""
+        self._listed = listed
         self._node = node
         self._processes = processes
         self._undo = undo
@@ -162,6 +197,10 @@ class ActorProcess:
         empty: bool = await self._processes.call(self._node, "drain", limit_s, limit_s=limit_s + CALL_S)
         return empty
 
+    async def stop(self) -> None:
+        """See Process."""
+        await self._processes.end(self._node)
+
     async def restart(self) -> None:
         """See Process."""
         await self._processes.replace(self._node)
@@ -171,6 +210,26 @@ class ActorProcess:
     async def alive(self) -> bool:
         """See Process."""
         return status(self._processes.pid(self._node)) not in (None, psutil.STATUS_STOPPED)
+
+    async def inspect(self) -> ProcessState:
+        """See Process."""
+        pid = self._processes.pid(self._node)
+        said = status(pid)
+        life = Life.IS_GONE if said is None else Life.STANDS_STILL if said == psutil.STATUS_STOPPED else Life.RUNS
+        look: object = None
+        link: object = None
+        if life is not Life.IS_GONE:
+            limit_s = _ANSWER_S if life is Life.RUNS else _FROZEN_ANSWER_S
+            asked = (self._processes.call(self._node, method, limit_s=limit_s) for method in ("look", "link"))
+            look, link = await asyncio.gather(*asked, return_exceptions=True)
+        facts, answered = link if isinstance(link, tuple) else (None, False)
+        return ProcessState(
+            life=life,
+            pid=pid,
+            incarnation=look.incarnation if isinstance(look, NodeLook) else None,
+            answers=isinstance(facts, LinkFacts) and answered,
+            connections=await asyncio.to_thread(self._listed, self._node),
+        )
 
     def _undone(self) -> None:
         if self._frozen is not None:

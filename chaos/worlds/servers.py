@@ -11,6 +11,7 @@ from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from chaos.toxiproxy.launcher import ToxiproxyUnavailable, find_server
 from chaos.undo import ProxyEntry, UndoError, UndoLog
 from chaos.worlds.world import InfrastructureError
+from cluster.live.broker import NAME as BROKER
 from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable, server_path
 from cluster.policy import LinkPolicy
 
@@ -38,6 +39,9 @@ class Servers:
         self._nodes = nodes
         settings = BrokerSettings(ping_interval_s=link.broker_ping_s, ping_max=link.broker_pings_outstanding_max)
         self.broker = Broker(logs / "broker", nodes, settings, broker_port, controllers)
+        self.broker_pid = 0
+        self.ended_by_fault: set[str] = set()
+        """Servers whose end is the doing of a fault, and no failure of our infrastructure."""
         self.undo: UndoLog | None = None
         self.keeper: Keeper | None = None
         self.toxiproxy: Toxiproxy | None = None
@@ -66,7 +70,7 @@ class Servers:
         try:
             self.undo = UndoLog.create(self._run_id)
             self.keeper = Keeper.start(self.undo.path, self._logs)
-            self.broker.start(self.keeper.spawn, _START_S)
+            self.broker_pid = self.broker.start(self.keeper.spawn, _START_S)
             if toxiproxy_url is None:
                 self.toxiproxy = self._start_toxiproxy(self.keeper, toxiproxy_port)
             else:
@@ -75,6 +79,23 @@ class Servers:
             self._make_proxies(self.undo, self.toxiproxy, shared=toxiproxy_url is not None)
         except (BrokerUnavailable, KeeperError, ToxiproxyError, ToxiproxyUnavailable, UndoError) as error:
             raise InfrastructureError(str(error)) from error
+
+    def restart_broker(self) -> None:
+        """Another process of the broker on the same ports. Raises BrokerUnavailable and KeeperError."""
+        assert self.keeper is not None
+        if BROKER in self.keeper.children():
+            self.ended_by_fault.add(BROKER)
+            self.keeper.stop_child(BROKER)
+        self.broker_pid = self.broker.start(self.keeper.spawn, _START_S)
+        self.ended_by_fault.discard(BROKER)
+
+    def listed(self, node: str) -> dict[int, int] | None:
+        """The node's connections that the broker lists, with the messages that came in; None when it does not tell."""
+        try:
+            connections = self.broker.all_connections()
+        except BrokerUnavailable:
+            return None
+        return {connection.cid: connection.in_msgs for connection in connections if connection.name == node}
 
     def check_alive(self) -> None:
         """Raises InfrastructureError when the keeper or a server of ours has ended by itself."""
@@ -85,6 +106,8 @@ class Servers:
         except KeeperError as error:
             raise InfrastructureError(f"{error}; without its keeper no fault may stay in force") from error
         for name, code in ended.items():
+            if name in self.ended_by_fault:
+                continue
             raise InfrastructureError(f"{name} has ended with code {code}; see {self._logs / f'{name}.log'}")
 
     def url(self, node: str) -> str:

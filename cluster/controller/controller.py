@@ -137,6 +137,10 @@ class ControllerNode:
             for worker, member in self._membership.members.items()
         }
 
+    def incarnations(self) -> dict[str, int]:
+        """The newest incarnation that it has heard of every known worker, for people who watch."""
+        return {worker: member.heartbeat.incarnation for worker, member in self._membership.members.items()}
+
     def warm_workers(self, model: str) -> int:
         """How many workers could start a request for `model` at once."""
         members = self._membership.members

@@ -50,13 +50,26 @@ class BrokerUnavailable(Exception):
 
 
 class BrokerSettings(msgspec.Struct, frozen=True):
-    """Limits of the server. It drops a link that answers no ping for about `ping_interval_s * (ping_max + 1)`."""
+    """Limits of the server. It drops a link that answers no ping for about `ping_interval_s * (ping_max + 1)`.
+
+    As a lame duck it waits `lame_duck_grace_s`, then closes its clients one by one, a second apart or less, and ends.
+    """
 
     ping_interval_s: float = 2.0
     ping_max: int = 2
     write_deadline_s: float = 2.0
     max_pending_bytes: int = 8 * 2**20
     max_payload_bytes: int = 2**20
+    lame_duck_s: float = 30.0
+    lame_duck_grace_s: float = 2.0
+
+
+class ServerFacts(msgspec.Struct, frozen=True):
+    """What the server says of itself. server_id: another one for each of its processes."""
+
+    server_id: str
+    connections: int
+    slow_consumers: int
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -184,6 +197,33 @@ class Broker:
             raise BrokerUnavailable(f"broker: unreadable /connz: {type(error).__name__}: {error}") from error
         return sorted(found, key=lambda connection: connection.cid)
 
+    def facts(self, deadline_s: float = 2.0) -> ServerFacts:
+        """What the server says of itself. Raises BrokerUnavailable."""
+        try:
+            return msgspec.json.decode(self._ask("/varz", deadline_s), type=ServerFacts)
+        except msgspec.DecodeError as error:
+            raise BrokerUnavailable(f"broker: unreadable /varz: {error}") from error
+
+    def greets(self, deadline_s: float = 0.5) -> bool:
+        """Whether a fresh connection gets the server's greeting."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), deadline_s) as fresh:
+                return fresh.recv(5) == b"INFO "
+        except OSError:
+            return False
+
+    def closed_reason(self, cid: int, deadline_s: float = 2.0) -> str:
+        """Why the server closed a connection, in its own words; empty for one it does not remember.
+
+        Raises BrokerUnavailable.
+        """
+        try:
+            closed = json.loads(self._ask(f"/connz?state=closed&cid={cid}", deadline_s))["connections"]
+            return str(next((entry["reason"] for entry in closed if entry["cid"] == cid), ""))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BrokerUnavailable(f"broker: unreadable /connz: {type(error).__name__}: {error}") from error
+
     def _readable(self, user: str) -> list[str]:
         """What a user may subscribe to. A second word names the only queue group that may."""
         own = [f"{Subject.inbox(user)}.>"]
@@ -219,6 +259,9 @@ class Broker:
             "max_pending": settings.max_pending_bytes,
             "max_payload": settings.max_payload_bytes,
             "max_connections": _CONNECTIONS_MAX,
+            # Below 30 s the server does not start.
+            "lame_duck_duration": f"{settings.lame_duck_s * 1000:.0f}ms",
+            "lame_duck_grace_period": f"{settings.lame_duck_grace_s * 1000:.0f}ms",
             "authorization": {"users": users},
         }
 

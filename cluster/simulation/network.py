@@ -13,7 +13,9 @@ import msgspec
 from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, SendFailed
 from cluster.policy import LinkPolicy
 from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Message
+from cluster.simulation.broker import Broker
 from cluster.simulation.kernel import Kernel
+from cluster.simulation.meddling import Garbled, Meddlers
 
 
 class Flow(StrEnum):
@@ -51,7 +53,7 @@ class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Counters(msgspec.Struct, frozen=True):
     """Both ends of a link. cid: the connection that broker_* are about, 0 for none; None: the broker lists no such one.
 
-    node_in, node_out: messages over all connections of the node.
+    node_in, node_out: messages over all connections of the node. undecoded: those of node_in that were no messages.
     """
 
     connected: bool
@@ -61,13 +63,15 @@ class Counters(msgspec.Struct, frozen=True):
     broker_in: int | None
     broker_out: int | None
     reconnects: int
+    undecoded: int
 
 
 class _Connection:
     """One TCP connection through the proxy; each end may be closed before the other knows."""
 
-    def __init__(self, cid: int, began_s: float) -> None:
+    def __init__(self, cid: int, node: str, began_s: float) -> None:
         self.cid = cid
+        self.node = node
         self.began_s = began_s
         self.node_open = True
         self.broker_open = True
@@ -79,7 +83,10 @@ class _Connection:
 
 
 class Link:
-    """One node's way to the broker. controller: it also subscribes to what is for all controllers, or for any."""
+    """One node's way to the broker. controller: it also subscribes to what is for all controllers, or for any.
+
+    up, down: what is done to single messages from the node, and to it.
+    """
 
     def __init__(
         self, network: "Network", node: str, deliver: Callable[[Event], None], *, controller: bool = False
@@ -102,6 +109,9 @@ class Link:
         self.reconnects = -1
         self.messages_in = 0
         self.messages_out = 0
+        self.undecoded = 0
+        self.up = Meddlers(network.kernel)
+        self.down = Meddlers(network.kernel)
         self.closed = False
 
     def open(self) -> None:
@@ -129,20 +139,14 @@ class Link:
         self.condition = former.condition
         self.extra_latency_s = former.extra_latency_s
         self._half_open = former._half_open
+        self.up, self.down = former.up, former.down
 
     def freeze(self) -> None:
         """The node's process stands still: what arrives waits at its socket, and nobody answers the broker's pings."""
         self.frozen = True
         self._freezes += 1
-        connection, freezes = self._connection, self._freezes
-        if connection is not None:
-            policy = self._network.policy
-            self._at_ping(
-                connection,
-                policy.broker_ping_s,
-                policy.broker_pings_outstanding_max,
-                lambda: self._broker_gives_up_frozen(connection, freezes),
-            )
+        if self._connection is not None:
+            self._watch_frozen(self._connection)
 
     def thaw(self) -> None:
         """The process goes on. What waits at its socket is handled first, in order, the end of the connection last."""
@@ -154,7 +158,7 @@ class Link:
         if self._overdue:
             self._overdue = False
             self._connect()
-        if self._connection is not None and not self.condition.clear:
+        if self._connection is not None and (not self.condition.clear or self._network.broker.frozen):
             # Its own pings stood still too, and it counts the unanswered ones from here on.
             self._watch_from_node(self._connection)
 
@@ -174,6 +178,7 @@ class Link:
             broker_in=listed.broker_in if listed is not None else None,
             broker_out=listed.broker_out if listed is not None else None,
             reconnects=self.reconnects,
+            undecoded=self.undecoded,
         )
 
     def set_condition(self, condition: Condition) -> None:
@@ -191,6 +196,8 @@ class Link:
             self._half_open.clear()
             if connection is not None and connection.broker_open:
                 self._release(connection)
+                if self._network.broker.frozen:
+                    self._watch_from_node(connection)
             elif connection is not None:
                 self._lose(connection, "connection closed by peer")
         elif connection is not None:
@@ -213,6 +220,12 @@ class Link:
         if not connection.broker_open:
             return
         connection.broker_out += 1
+        if isinstance(event, Received):
+            self.down.feed(self.node, event.message, lambda arriving: self._go_down(connection, arriving))
+        else:
+            self._go_down(connection, event)
+
+    def _go_down(self, connection: _Connection, event: Event) -> None:
         if self.condition.downstream is Flow.PASS:
             self._travel_down(connection, event)
         elif self.condition.downstream is Flow.HOLD:
@@ -224,7 +237,7 @@ class Link:
         if connection is None or self.frozen:
             return False
         self.messages_out += 1
-        if self.condition.upstream is not Flow.PASS or not connection.broker_open:
+        if self.condition.upstream is not Flow.PASS or not connection.broker_open or self._network.broker.frozen:
             return False
         connection.broker_in += 1
         connection.broker_out += 1
@@ -233,16 +246,48 @@ class Link:
         self.messages_in += 1
         return True
 
+    def broker_closed(self) -> None:
+        """See cluster.simulation.broker.Wire. Where the proxy lets nothing through, the node notices by its pings."""
+        for half_open in self._half_open:
+            self._network.unregister(self.node, half_open)
+        connection = self._connection
+        if connection is not None:
+            self._network.unregister(self.node, connection)
+            if self.condition.downstream is Flow.PASS:
+                self._lose(connection, "connection closed by peer")
+
+    def broker_froze(self) -> None:
+        """See cluster.simulation.broker.Wire."""
+        # On a link that is not clear the node counts its unanswered pings already.
+        if self._connection is not None and self.condition.clear:
+            self._epoch += 1
+            self._watch_from_node(self._connection)
+
+    def broker_thawed(self) -> None:
+        """See cluster.simulation.broker.Wire. The broker's own pings begin anew: it could not count meanwhile."""
+        connection = self._connection
+        if self.condition.clear:
+            self._epoch += 1
+        else:
+            for silent in [*self._half_open, *([connection] if connection is not None else [])]:
+                self._watch_from_broker(silent)
+        if self.frozen and connection is not None:
+            self._watch_frozen(connection)
+
     def _travel_up(self, connection: _Connection, to: str, message: Message, needs_responder: bool) -> None:
+        unheard = NoResponders(to, message) if needs_responder else None
+        self.up.feed(to, message, lambda event: self._carry_up(connection, to, event, unheard))
+
+    def _carry_up(self, connection: _Connection, to: str, event: Event, unheard: NoResponders | None) -> None:
         arrival_s = max(connection.last_up_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
         connection.last_up_s = arrival_s
 
         def arrive() -> None:
             if connection.broker_open:
                 connection.broker_in += 1
-                self._network.route(self, connection, to, message, needs_responder)
+                self._network.route(self, connection, to, event, unheard)
 
-        self._kernel.at(arrival_s, arrive)
+        self._kernel.at(arrival_s, lambda: self._network.broker.arrived(arrive))
 
     def _travel_down(self, connection: _Connection, event: Event) -> None:
         arrival_s = max(connection.last_down_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
@@ -263,7 +308,10 @@ class Link:
 
     def _take(self, event: Event) -> None:
         self.messages_in += 1
-        self._deliver(event)
+        if isinstance(event, Garbled):
+            self.undecoded += 1
+        else:
+            self._deliver(event)
 
     def _release(self, connection: _Connection) -> None:
         """What was held goes on its way, in order."""
@@ -276,14 +324,27 @@ class Link:
 
     def _watch(self, connection: _Connection) -> None:
         """Both ends ping; each gives up when too many pings stay unanswered."""
+        self._watch_from_node(connection)
+        self._watch_from_broker(connection)
+
+    def _watch_from_broker(self, connection: _Connection) -> None:
         policy = self._network.policy
         epoch = self._epoch
-        self._watch_from_node(connection)
         self._at_ping(
             connection,
             policy.broker_ping_s,
             policy.broker_pings_outstanding_max,
             lambda: self._broker_gives_up(connection, epoch),
+        )
+
+    def _watch_frozen(self, connection: _Connection) -> None:
+        policy = self._network.policy
+        freezes = self._freezes
+        self._at_ping(
+            connection,
+            policy.broker_ping_s,
+            policy.broker_pings_outstanding_max,
+            lambda: self._broker_gives_up_frozen(connection, freezes),
         )
 
     def _watch_from_node(self, connection: _Connection) -> None:
@@ -301,11 +362,11 @@ class Link:
             self._lose(self._connection, "pings were not answered")
 
     def _broker_gives_up(self, connection: _Connection, epoch: int) -> None:
-        if epoch == self._epoch:
+        if epoch == self._epoch and not self._network.broker.frozen:
             self._network.unregister(self.node, connection)
 
     def _broker_gives_up_frozen(self, connection: _Connection, freezes: int) -> None:
-        if freezes != self._freezes:
+        if freezes != self._freezes or self._network.broker.frozen:
             return
         self._network.unregister(self.node, connection)
         if self.condition.downstream is Flow.PASS and not self.closed:
@@ -325,12 +386,15 @@ class Link:
     def _drop(self, connection: _Connection) -> None:
         connection.node_open = False
         if self.condition.close_passes:
-            self._network.unregister(self.node, connection)
+            self._told_closed(connection)
         else:
             self._half_open.append(connection)
 
     def _close_after_held(self, connection: _Connection) -> None:
-        self._kernel.at(connection.last_up_s, lambda: self._network.unregister(self.node, connection))
+        self._kernel.at(connection.last_up_s, lambda: self._told_closed(connection))
+
+    def _told_closed(self, connection: _Connection) -> None:
+        self._network.broker.arrived(lambda: self._network.unregister(self.node, connection))
 
     def _retry(self) -> None:
         if not self.closed:
@@ -345,7 +409,11 @@ class Link:
         if self.condition.refused:
             self._retry()
             return
-        if not self.condition.clear:
+        broker = self._network.broker
+        if self.condition.clear and not broker.accepts:
+            self._retry()
+            return
+        if not self.condition.clear or broker.frozen:
             # The connection is made but the broker's greeting does not come through in time.
             self._connecting = True
             self._kernel.at(self._kernel.now + self._network.policy.connect_s, self._connect_timed_out)
@@ -368,6 +436,7 @@ class Network:
         self.policy = policy
         self.costs = costs
         self.links: dict[str, Link] = {}
+        self.broker = Broker(kernel, self.links)
         self.listed: dict[int, _Connection] = {}
         self._subscribed: dict[str, _Connection] = {}
         self._random = random
@@ -388,10 +457,14 @@ class Network:
     def register(self, link: Link) -> _Connection:
         """A connection of the node whose subscription has reached the broker. An older one is forgotten."""
         self._cid += 1
-        connection = _Connection(self._cid, self.kernel.now)
+        connection = _Connection(self._cid, link.node, self.kernel.now)
         self.listed[self._cid] = connection
         self._subscribed[link.node] = connection
         return connection
+
+    def connections(self, node: str) -> dict[int, int]:
+        """The connections of a node that the broker lists, with how many messages came in over each."""
+        return {cid: connection.broker_in for cid, connection in self.listed.items() if connection.node == node}
 
     def unregister(self, node: str, connection: _Connection) -> None:
         """The broker closes its end."""
@@ -400,13 +473,15 @@ class Network:
         if self._subscribed.get(node) is connection:
             del self._subscribed[node]
 
-    def route(self, sender: Link, origin: _Connection, to: str, message: Message, needs_responder: bool) -> None:
-        """A message has reached the broker."""
+    def route(
+        self, sender: Link, origin: _Connection, to: str, event: Event, unheard: NoResponders | None = None
+    ) -> None:
+        """A message has reached the broker. unheard: what the sender is told if nobody listens."""
         nodes = self._addressees(to)
         for node in nodes:
-            self.links[node].receive(self._subscribed[node], Received(message))
-        if not nodes and needs_responder:
-            sender.receive(origin, NoResponders(to, message))
+            self.links[node].receive(self._subscribed[node], event)
+        if not nodes and unheard is not None:
+            sender.receive(origin, unheard)
 
     def _addressees(self, to: str) -> list[str]:
         """The nodes whose subscriptions match: of a queue group one, chosen as the broker does, at random."""

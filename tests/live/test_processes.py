@@ -55,7 +55,7 @@ def handle(sleeper: subprocess.Popen[bytes], undo: UndoLog) -> tuple[Processes, 
     processes = Processes(lambda node: None)
     processes._agent = Agent()
     processes._pids = {NODE: sleeper.pid}
-    return processes, ActorProcess(NODE, processes, undo, lambda: None)
+    return processes, ActorProcess(NODE, processes, undo, lambda: None, lambda node: {})
 
 
 def test_a_frozen_process_is_written_down_first_and_thawed(sleeper: subprocess.Popen[bytes], undo: UndoLog) -> None:

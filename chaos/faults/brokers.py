@@ -1,0 +1,103 @@
+"""What the kinds that hurt the broker share: evidence from the system, the broker, and the nodes that hang on it."""
+
+from collections.abc import Callable, Sequence
+
+from chaos.experiment import FaultSpec
+from chaos.faults.fault import Evidence
+from chaos.faults.processes import PROOF_S, told
+from chaos.faults.roles import HOSTED, demand_options, demand_roles, role_of
+from chaos.worlds.world import BrokerState, HandleError, Life, World
+from cluster.errors import Code
+
+_DURATION_S_MIN = 2.5
+_POLL_S = 0.2
+
+EXPLAINS: tuple[str, ...] = (
+    Code.DEADLINE_EXCEEDED,
+    Code.CONTROLLER_UNREACHABLE,
+    # While the nodes come back one by one, a request may meet a controller that has only some workers, or none.
+    Code.NO_WORKERS_AVAILABLE,
+    Code.WORKER_UNREACHABLE,
+    Code.WORKER_LOST,
+    Code.FIRST_TOKEN_TIMEOUT,
+    Code.STREAM_STALLED,
+    Code.STREAM_BROKEN,
+)
+"""Error codes that callers may see when nobody hears anybody."""
+
+Judge = Callable[[BrokerState], tuple[bool, str]]
+"""Whether the broker is as it should be now, and why one may say so."""
+
+
+def demand_broker(spec: FaultSpec) -> None:
+    """Raises ValueError unless the spec is about the broker and about nothing else."""
+    demand_roles(spec, ("broker",))
+    demand_options(spec, ())
+    if spec.duration_s < _DURATION_S_MIN:
+        raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
+
+
+def worked(before: BrokerState | None) -> bool:
+    """Whether the broker did its part before it was hurt."""
+    return before is not None and before.life is Life.RUNS and bool(before.identity) and before.greets
+
+
+async def watch(world: World, judge: Judge, nodes: Sequence[str] = (), *, limit_s: float = PROOF_S) -> Evidence:
+    """Look until `judge` says yes of the broker, and none of `nodes` gets an answer over its link any more.
+
+    For at most `limit_s`; the last look is told.
+    """
+    end_s = world.now() + limit_s
+    while True:
+        state = await world.broker().inspect()
+        bites, why = judge(state)
+        facts: dict[str, object] = {"broker": {"bites": bites, "because": why, "state": told(state)}}
+        for node in nodes if bites else ():
+            seen = await world.process(node).inspect()
+            cut_off = not seen.answers
+            said = "nothing that it sends comes back" if cut_off else "its own message came back over its link"
+            facts[node] = {"bites": cut_off, "because": said, "state": told(seen)}
+            bites = bites and cut_off
+        if bites or world.now() >= end_s:
+            return Evidence(bites, facts)
+        await world.sleep(_POLL_S)
+
+
+def hosted(nodes: Sequence[str]) -> list[str]:
+    """Those whose processes can be asked while the broker is away."""
+    return [node for node in nodes if role_of(node) in HOSTED]
+
+
+async def everybody_back(
+    world: World, nodes: Sequence[str], before: BrokerState | None, limit_s: float, *, renewed: bool
+) -> Evidence:
+    """Wait until the broker greets and every node gets answers over a link that it lists, for at most `limit_s`.
+
+    renewed: whether it must be another process of the broker than `before`, or the same.
+    """
+    began_s = world.now()
+    facts: dict[str, object] = {}
+    missing = list(nodes)
+    while True:
+        state = await world.broker().inspect()
+        same = before is not None and state.identity == before.identity
+        there = state.greets and same is not renewed
+        facts["broker"] = {"back": there, "state": told(state)}
+        for node in list(missing) if there else ():
+            back, why = await _is_back(world, node)
+            facts[node] = {"back_after_s": round(world.now() - began_s, 3) if back else None, "because": why}
+            if back:
+                missing.remove(node)
+        if (there and not missing) or world.now() - began_s > limit_s:
+            return Evidence(there and not missing, facts)
+        await world.sleep(_POLL_S)
+
+
+async def _is_back(world: World, node: str) -> tuple[bool, str]:
+    try:
+        link = await world.link(node).inspect()
+    except HandleError as error:
+        return False, str(error)
+    if link.answered and link.broker_in is not None:
+        return True, "what it sends comes back, and the broker lists its connection"
+    return False, "it has no link that answers"

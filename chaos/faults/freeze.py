@@ -1,0 +1,101 @@
+"""`freeze`: processes of workers or controllers stand still (SIGSTOP) and go on at the heal (SIGCONT).
+
+A machine that sleeps or swaps looks like this: connections stay open, nothing is answered, and what was sent meanwhile
+waits to be read. It is proved when the system calls the process stopped, the node answers nobody, and nothing more
+comes in over its connection although the broker still lists it; the heal, when the same incarnation answers again and
+every controller calls it ready.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from chaos.experiment import FaultSpec
+from chaos.faults.fault import Evidence
+from chaos.faults.processes import Members, Return, demand_process, explained, inspect, told, watch, worked
+from chaos.worlds.world import Life, ProcessState, World
+
+_WATCH_S = 1.1
+"""More than two heartbeats: a node that lives is heard in this time."""
+
+
+class Freeze:
+    """Freezes every target."""
+
+    KIND: ClassVar[str] = "freeze"
+    COLOUR: ClassVar[str] = "#33bbee"
+
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        demand_process(spec, ())
+        self._targets = spec.targets
+        self._ttl_s = spec.ttl_s
+        self._explains = explained(spec.targets, nodes)
+        self._before: dict[str, ProcessState] = {}
+        self._members: Members = {}
+        self._frozen: list[str] = []
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault."""
+        return self._explains
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        self._before = await inspect(world, self._targets)
+        self._members = await world.members()
+        for target in self._targets:
+            self._frozen.append(target)
+            await world.process(target).freeze(self._ttl_s)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        early = await inspect(world, self._targets)
+        await world.sleep(_WATCH_S)
+        late = await inspect(world, self._targets)
+        facts: dict[str, object] = {}
+        proved = True
+        for target in self._targets:
+            bites, why = stands_still(self._before.get(target), early[target], late[target])
+            proved = proved and bites
+            facts[target] = {"bites": bites, "because": why, "early": told(early[target]), "late": told(late[target])}
+        return Evidence(proved, facts)
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """See Fault."""
+        await world.sleep(until_s - world.now())
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault."""
+        return await watch(world, self._targets, lambda target, state, members: _silent(state), 0.0)
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        for target in self._frozen:
+            await world.process(target).thaw()
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault."""
+        return await Return(self._before, self._members, ()).proof(world, limit_s)
+
+
+def stands_still(before: ProcessState | None, early: ProcessState, late: ProcessState) -> tuple[bool, str]:
+    """Whether the process of `before` stands still. early and late: two looks, more than a heartbeat apart."""
+    if before is None or not worked(before):
+        return False, "the node did not work before"
+    for state in (early, late):
+        silent, why = _silent(state)
+        if not silent:
+            return False, why
+    held = {cid: count for cid, count in (early.connections or {}).items() if cid in (before.connections or {})}
+    if not held:
+        return False, "the broker does not list its connection, so its silence there proves nothing"
+    if any((late.connections or {}).get(cid, count) > count for cid, count in held.items()):
+        return False, "the broker still hears the node"
+    return True, "the process is stopped and answers nobody, and the broker hears nothing over its open connection"
+
+
+def _silent(state: ProcessState) -> tuple[bool, str]:
+    if state.life is not Life.STANDS_STILL:
+        return False, f"the system says that its process {state.life}"
+    if state.answers or state.incarnation is not None:
+        return False, "the node answers"
+    return True, "the process is stopped and answers nobody"
