@@ -71,10 +71,11 @@ def test_there_are_the_defaults_those_of_mlx_serving_and_those_for_serving() -> 
 def test_serving_is_patient_with_slow_prompts_and_says_nothing_else() -> None:
     serving = load_policy(serve._parser().parse_args([]).policy)
     assert differences(serving, Policy()) == {
-        "timeout": {"first_token_s": 120, "between_tokens_s": 10},
-        "client": {"silence_s": 15},
+        "timeout": {"first_token_s": 120, "between_tokens_s": 20},
+        "client": {"silence_s": 25},
         "routing": {"outstanding_max": 8},
         "membership": {"engine_silent_max_s": 20},
+        "worker": {"prefill_step_tokens": 128},
     }
     assert serving.timeout.first_token_s == DEFAULT_TIMEOUT_S
     assert serving.timeout.between_tokens_s is not None
