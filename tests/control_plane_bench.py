@@ -22,7 +22,7 @@ from cluster.controller.controller import ControllerNode
 from cluster.live.broker import Broker
 from cluster.live.node import LiveNode
 from cluster.live.process import CountingSink
-from cluster.node import Ask, Deliver, EngineReport, Insert, ModelLoaded, Node, SequenceProgress
+from cluster.node import Ask, Deliver, EngineAnswered, EngineReport, Insert, ModelLoaded, Node, SequenceProgress
 from cluster.policy import Policy
 from cluster.protocol import Submit, encode
 from cluster.worker.prewarm import ModelOffer
@@ -53,6 +53,9 @@ class _NullEngine:
 
     def unload(self, model: str) -> None:
         pass
+
+    def probe(self) -> None:
+        self._shell.feed(EngineAnswered())
 
     def remove(self, sequence: int) -> None:
         pass

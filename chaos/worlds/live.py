@@ -21,6 +21,8 @@ from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
 from chaos.worlds.brokers import BrokerProcess
+from chaos.worlds.clocks import LiveClock
+from chaos.worlds.engines import LiveEngine
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.servers import Servers
@@ -73,6 +75,8 @@ class LiveWorld:
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
+        self._engines: dict[str, LiveEngine] = {}
+        self._clocks: dict[str, LiveClock] = {}
         self._blas: Blas = find_blas()
         self._blockers: list[asyncio.Future[Any]] = []
         self._recorded: set[int] = set()
@@ -171,6 +175,18 @@ class LiveWorld:
                 node, self._processes, undo, self._record_processes, self._servers.listed
             )
         return self._handles[node]
+
+    def engine(self, node: str) -> LiveEngine:
+        """See World."""
+        if node not in self._engines:
+            self._engines[node] = LiveEngine(node, self._processes)
+        return self._engines[node]
+
+    def node_clock(self, node: str) -> LiveClock:
+        """See World."""
+        if node not in self._clocks:
+            self._clocks[node] = LiveClock(node, self._processes, self.process(node))
+        return self._clocks[node]
 
     def broker(self) -> BrokerProcess:
         """See World."""
@@ -332,9 +348,14 @@ class LiveWorld:
             models=(ModelOffer(cluster.model),),
             seed=self._seed,
             workers_on_host=cluster.workers,
+            clock_ahead_s=self._clocks[node].ahead_s if node in self._clocks else 0.0,
+            incarnation_min=self._processes.incarnation(node) + 1,
         )
         environment = preload_environment(self._blas) if role == "worker" else {}
-        return node_actor(spec, environment, GeneratorActor if role == "client" else NodeActor)
+        actor = node_actor(spec, environment, GeneratorActor if role == "client" else NodeActor)
+        if node in self._engines:
+            self._engines[node].born(actor)
+        return actor
 
     async def _await_ready(self, limit_s: float) -> None:
         wanted = self._experiment.cluster.workers

@@ -10,6 +10,7 @@ from analysis.schema import PROBE_PREFIX, Row
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.worlds.simulated_broker import SimulatedBroker
+from chaos.worlds.simulated_engines import SimulatedClock, SimulatedEngine
 from chaos.worlds.world import (
     Cut,
     HandleError,
@@ -206,6 +207,7 @@ class SimulatedWorld:
             model=experiment.cluster.model,
         )
         self._processes: dict[str, SimulatedProcess] = {}
+        self._engines: dict[str, SimulatedEngine] = {}
         self._kernel = self._cluster.kernel
         self._director = self._collector("director", 1)
 
@@ -259,6 +261,16 @@ class SimulatedWorld:
         if node not in self._processes:
             self._processes[node] = SimulatedProcess(self._cluster, node)
         return self._processes[node]
+
+    def engine(self, node: str) -> SimulatedEngine:
+        """See World."""
+        if node not in self._engines:
+            self._engines[node] = SimulatedEngine(self._cluster, node)
+        return self._engines[node]
+
+    def node_clock(self, node: str) -> SimulatedClock:
+        """See World."""
+        return SimulatedClock(self._cluster, node, self.process(node).restart)
 
     def broker(self) -> SimulatedBroker:
         """See World."""

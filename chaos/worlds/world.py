@@ -12,6 +12,9 @@ import numpy as np
 
 from analysis.schema import Row
 from chaos.progress import Snapshot
+from cluster.engine.impairment import Death as Death
+from cluster.engine.impairment import Impairment as Impairment
+from cluster.engine.meter import EngineState as EngineState
 from cluster.protocol import Token
 from workloads.capacity import Completion, ProbePlan
 from workloads.schedule import ScheduledRequest
@@ -188,6 +191,35 @@ class Process(Protocol):
         """Whether it runs; what is frozen does not."""
 
 
+class Engine(Protocol):
+    """The handle of a worker's engine. Every method may raise HandleError."""
+
+    async def impair(self, impairment: Impairment, ttl_s: float) -> None:
+        """Hurt it in this way instead of any other, in whatever process it is, until `restore` or for `ttl_s`.
+
+        An engine that has died stays dead all the same until its process is restarted.
+        """
+
+    async def restore(self) -> None:
+        """Hurt it no longer. Harmless when it was not hurt."""
+
+    async def limit_memory(self, bytes_max: int | None, ttl_s: float) -> None:
+        """Let its worker hold no more than so many bytes, for `ttl_s` at most; None: as many as it began with."""
+
+    async def inspect(self) -> EngineState:
+        """How it stands, by what its worker hears of it."""
+
+
+class NodeClock(Protocol):
+    """The handle of the clock of a worker or a controller. Every method may raise HandleError."""
+
+    async def set_ahead(self, ahead_s: float) -> None:
+        """Restart the node with its clocks so many seconds ahead of everybody's; 0: as they were."""
+
+    async def ahead(self) -> float:
+        """How far it is ahead by its own word, seconds."""
+
+
 class Job(Protocol):
     """A coroutine that runs beside the caller."""
 
@@ -230,6 +262,12 @@ class World(Protocol):
 
     def process(self, node: str) -> Process:
         """The process of a worker or a controller."""
+
+    def engine(self, node: str) -> Engine:
+        """The engine of a worker."""
+
+    def node_clock(self, node: str) -> NodeClock:
+        """The clock of a worker or a controller."""
 
     def broker(self) -> Broker:
         """The broker's process."""

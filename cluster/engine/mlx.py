@@ -61,13 +61,16 @@ class MlxEngine:
         prefill_batch_max: int,
         prefill_step: int,
         flush_s: float,
+        between_steps: Callable[[float], None] = lambda step_s: None,
+        load_batch: Callable[[str, Limits, Callable[[], float], Callable[[], bool]], Batch] = batch.load,
     ) -> None:
         """Start the thread.
 
         clock: the node's, in seconds. batch_max: sequences of a model that are read or decode; more wait their turn.
         prefill_batch_max, prefill_step: prompts, and tokens of them all with their padding, in one prefill chunk; so
         running streams wait no longer than one such chunk. flush_s: a report is made when this has passed since the
-        last one and there is news.
+        last one and there is news. between_steps: called on the thread at each boundary with the seconds of the step
+        before it, 0 before a command; what it raises ends the engine. load_batch: brings a model into memory.
         """
         if min(batch_max, prefill_batch_max, prefill_step) < 1:
             raise ValueError("batch_max, prefill_batch_max and prefill_step must be at least 1")
@@ -75,6 +78,8 @@ class MlxEngine:
         self._clock = clock
         self._limits = Limits(batch_max, prefill_batch_max, prefill_step)
         self._flush_s = flush_s
+        self._between_steps = between_steps
+        self._load_batch = load_batch
         self._commands: queue.Queue[Command | None] = queue.Queue(COMMANDS_MAX)
         self._closing = threading.Event()
         self._models: dict[str, Batch] = {}
@@ -130,6 +135,11 @@ class MlxEngine:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def memory(self) -> dict[str, int]:
         """MLX's active, peak and cached bytes, as of the last report, load, removal or drop of a cache."""
         return dict(self._memory)
@@ -171,7 +181,9 @@ class MlxEngine:
             busy = [model for model in self._models.values() if model.busy]
             if busy:
                 turn += 1
+                began_s = self._clock()
                 self._must_report |= busy[turn % len(busy)].step(self._clock)
+                self._between_steps(self._clock() - began_s)
             if self._must_report or self._clock() - self._reported_s >= self._flush_s:
                 self._report()
 
@@ -183,6 +195,7 @@ class MlxEngine:
                 command = self._commands.get(block=idle)
             except queue.Empty:
                 return True
+            self._between_steps(0.0)
             match command:
                 case Insert():
                     self._insert(command)
@@ -228,7 +241,9 @@ class MlxEngine:
             self._report()
         if name not in self._models:
             try:
-                self._models[name] = batch.load(name, self._limits, self._clock, lambda: not self._closing.is_set())
+                self._models[name] = self._load_batch(
+                    name, self._limits, self._clock, lambda: not self._closing.is_set()
+                )
             except LoadAbandoned:
                 return
             except Exception as error:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
@@ -20,13 +22,16 @@ from cluster.caller import Observer, Source
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.live.nats import LinkFacts
-from cluster.live.node import LiveNode, LoadDriver, Sink
-from cluster.node import Node, Received
+from cluster.live.node import Engine, LiveNode, LoadDriver, Sink
+from cluster.node import Event, MemoryLimit, Node, Received
 from cluster.policy import Policy
 from cluster.protocol import Drain
 from cluster.stance import stance
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
+
+if TYPE_CHECKING:
+    from cluster.engine.mlx import MlxEngine
 
 _ECHO_S = 0.4
 _DRAIN_POLL_S = 0.05
@@ -42,7 +47,9 @@ class NodeSpec(msgspec.Struct, frozen=True):
     """What a process needs to become a node. url: NATS with the node's own credentials, through its own proxy.
 
     models: those that a worker offers, a client asks for, a controller is looked at for. workers_on_host: with how many
-    workers, itself included, a worker shares its host's memory where the policy leaves that open.
+    workers, itself included, a worker shares its host's memory where the policy leaves that open. clock_ahead_s: how
+    far its clocks, monotonic and wall, are ahead of the host's. incarnation_min: above that of its last life, by the
+    word of whoever has started that: a wall clock that was set back must not make it a ghost of itself.
     """
 
     role: str
@@ -53,6 +60,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     models: tuple[ModelOffer, ...]
     seed: int
     workers_on_host: int = 1
+    clock_ahead_s: float = 0.0
+    incarnation_min: int = 0
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -74,20 +83,42 @@ class NodeLook(msgspec.Struct, frozen=True):
     incarnations: dict[str, int] = {}
 
 
+EngineMaker = Callable[[Policy, Callable[[Event], None], Callable[[], float]], Engine]
+"""An engine by its policy, whom it tells its events, and its node's clock. May be slow: MLX has to be imported."""
+
+
+def mlx_engine(policy: Policy, emit: Callable[[Event], None], clock: Callable[[], float], **more: Any) -> "MlxEngine":
+    """The real engine as a policy wants it. more: see MlxEngine."""
+    # Imported here: MLX costs seconds, and only workers need it.
+    from cluster.engine.mlx import MlxEngine
+
+    return MlxEngine(
+        emit,
+        clock,
+        batch_max=policy.worker.batch_max,
+        prefill_batch_max=policy.worker.prefill_batch_max,
+        prefill_step=policy.worker.prefill_step_tokens,
+        flush_s=policy.stream.flush_s,
+        **more,
+    )
+
+
 class NodeHost:
     """One node in this process."""
 
-    def __init__(self, spec: NodeSpec, sink: Sink | None = None) -> None:
+    def __init__(self, spec: NodeSpec, sink: Sink | None = None, make_engine: EngineMaker = mlx_engine) -> None:
         """sink: where the node's rows go; None: into files in `spec.raw`."""
         self.spec = spec
         self._sink = sink
+        self._make_engine = make_engine
         # Incarnations are compared, so they grow from one life of a node to the next on the same host.
-        self.incarnation = time.time_ns()
+        self.incarnation = max(time.time_ns() + round(spec.clock_ahead_s * 1e9), spec.incarnation_min)
         self._process_s = max(0.0, time.time() - psutil.Process().create_time())
         self._shell: LiveNode | None = None
         self._driver: LoadDriver | None = None
         self._controller: ControllerNode | None = None
         self._worker: WorkerNode | None = None
+        self._limited: asyncio.TimerHandle | None = None
 
     async def start(self, limit_s: float) -> int:
         """Start the node and its link; the pid. Raises LinkUnavailable, or what the engine's import raises."""
@@ -95,7 +126,9 @@ class NodeHost:
         node = self._make_node()
         sink = self._sink or MetricsCollector(Path(spec.raw), spec.name, self.incarnation)
         controller = self._controller is not None
-        shell = self._shell = LiveNode(node, spec.url, spec.policy.link, sink, controller=controller)
+        shell = self._shell = LiveNode(
+            node, spec.url, spec.policy.link, sink, controller=controller, clock_ahead_s=spec.clock_ahead_s
+        )
         if spec.role == "worker":
             self._add_engine(shell)
         if spec.role == "client":
@@ -108,6 +141,10 @@ class NodeHost:
         shell = self._running()
         answered = await shell.link.echo(_ECHO_S)
         return shell.link.facts(), answered
+
+    async def echo(self, payload_bytes: int, limit_s: float) -> float | None:
+        """See NatsLink.round_trip."""
+        return await self._running().link.round_trip(limit_s, payload_bytes)
 
     def gauges(self) -> Gauges:
         """The node's present levels."""
@@ -133,6 +170,28 @@ class NodeHost:
     def stance(self) -> dict[str, float]:
         """See cluster.stance."""
         return stance(self._running().node)
+
+    def clock(self) -> float:
+        """The node's clock, seconds."""
+        return self._running().now()
+
+    def limit_memory(self, bytes_max: int | None, for_s: float = math.inf) -> None:
+        """For a worker: hold no more than so many bytes for so many seconds; None: as many as it was started with."""
+        assert self._worker is not None, f"{self.spec.name} is not a worker"
+        if self._limited is not None:
+            self._limited.cancel()
+            self._limited = None
+        if bytes_max is None:
+            bytes_max = with_memory(self.spec.policy, self.spec.workers_on_host).memory.bytes_max
+        elif math.isfinite(for_s):
+            self._limited = asyncio.get_running_loop().call_later(for_s, self.limit_memory, None)
+        self._running().feed(MemoryLimit(bytes_max))
+
+    @property
+    def worker(self) -> WorkerNode:
+        """The node, if it is a worker."""
+        assert self._worker is not None, f"{self.spec.name} is not a worker"
+        return self._worker
 
     def drive(self, source: Source, observer: Observer) -> None:
         """For a client: ask what `source` asks, and tell `observer`."""
@@ -185,19 +244,8 @@ class NodeHost:
     def _add_engine(self, shell: LiveNode) -> None:
         """Also says what a cold start has cost so far; the loads tell the rest."""
         began_s = time.monotonic()
-        # Imported here: MLX costs seconds, and only workers need it.
-        from cluster.engine.mlx import MlxEngine
-
+        shell.engine = self._make_engine(self.spec.policy, shell.feed_from_thread, shell.now)
         imports_s = time.monotonic() - began_s
-        policy = self.spec.policy
-        shell.engine = MlxEngine(
-            shell.feed_from_thread,
-            time.monotonic,
-            batch_max=policy.worker.batch_max,
-            prefill_batch_max=policy.worker.prefill_batch_max,
-            prefill_step=policy.worker.prefill_step_tokens,
-            flush_s=policy.stream.flush_s,
-        )
         detail = json.dumps({"process_s": round(self._process_s, 3), "imports_s": round(imports_s, 3)})
         shell.record(EventRow(time.monotonic(), "model_timing", self.spec.name, detail=detail))
 

@@ -11,6 +11,7 @@ import psutil
 from analysis.recorder import RecorderError
 from analysis.schema import EventRow, NodeRow, Row
 from cluster.caller import Observer, Source
+from cluster.host_clock import host_time, in_host_clock
 from cluster.live.nats import NatsLink
 from cluster.node import (
     Ask,
@@ -87,8 +88,21 @@ class LiveNode:
     delivered: for clients, told of each Deliver (on the loop's thread).
     """
 
-    def __init__(self, node: Node, url: str, policy: LinkPolicy, sink: Sink, *, controller: bool = False) -> None:
-        """controller: whether the node is one, which also hears what is for all controllers, or for any."""
+    def __init__(
+        self,
+        node: Node,
+        url: str,
+        policy: LinkPolicy,
+        sink: Sink,
+        *,
+        controller: bool = False,
+        clock_ahead_s: float = 0.0,
+    ) -> None:
+        """controller: whether the node is one, which also hears what is for all controllers, or for any.
+
+        clock_ahead_s: how far the node's clock is ahead of the host's. Its rows are in the host's clock all the same.
+        """
+        self._ahead_s = clock_ahead_s
         self.node = node
         self.link = NatsLink(node.name, url, policy, self.feed, controller=controller)
         self.engine: Engine | None = None
@@ -103,6 +117,10 @@ class LiveNode:
         self._loop_lag_s = 0.0
         self._process = psutil.Process()
         self._process.cpu_percent()
+
+    def now(self) -> float:
+        """The node's clock, seconds."""
+        return time.monotonic() + self._ahead_s
 
     async def start(self, limit_s: float) -> None:
         """Begin to drive the node, then open its link. Raises cluster.live.nats.LinkUnavailable."""
@@ -121,9 +139,9 @@ class LiveNode:
         # The last sample shows what is still open when the node ends.
         self._sink.append(self._row(), time.monotonic())
         if self.failure is None:
-            for command in self.node.handle(Stopping(), time.monotonic()):
+            for command in self.node.handle(Stopping(), self.now()):
                 if isinstance(command, Record):
-                    self._sink.append(command.row, time.monotonic())
+                    self._sink.append(in_host_clock(command.row, self._ahead_s), time.monotonic())
         if self._wake is not None:
             self._wake.cancel()
         await self.link.close()
@@ -160,7 +178,7 @@ class LiveNode:
     async def _run(self) -> None:
         while True:
             event = await self._events.get()
-            now = time.monotonic()
+            now = self.now()
             await self._carry_out(self.node.handle(event, now), now)
             self._arrange_wake()
 
@@ -170,7 +188,7 @@ class LiveNode:
                 case Send():
                     await self.link.send(command)
                 case Record(row):
-                    self._sink.append(row, now)
+                    self._sink.append(in_host_clock(row, self._ahead_s), now - self._ahead_s)
                 case Deliver():
                     if self.delivered is not None:
                         self.delivered(command)
@@ -200,8 +218,8 @@ class LiveNode:
         if self._wake is not None:
             self._wake.cancel()
         self._wake_s = wake_s
-        # The loop's clock is time.monotonic, the node's clock.
-        self._wake = self._loop.call_at(wake_s, self._woken) if wake_s is not None else None
+        # The loop's clock is time.monotonic, the host's clock.
+        self._wake = None if wake_s is None else self._loop.call_at(host_time(wake_s, self._ahead_s), self._woken)
 
     def _woken(self) -> None:
         self._wake = None

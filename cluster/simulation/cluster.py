@@ -11,6 +11,7 @@ from cluster.engine.timed import StepCosts, TimedEngine
 from cluster.node import Node
 from cluster.policy import Policy
 from cluster.protocol import Drain
+from cluster.simulation.impaired import ImpairedEngine
 from cluster.simulation.kernel import Kernel
 from cluster.simulation.network import Network, NetworkCosts
 from cluster.simulation.shell import SimulatedNode, Sink
@@ -40,6 +41,8 @@ class SimulatedCluster:
         self.costs = costs or StepCosts()
         self.network = Network(self.kernel, policy.link, network or NetworkCosts(), Random(f"{seed}/network"))
         self.nodes: dict[str, SimulatedNode] = {}
+        self.clock_ahead_s: dict[str, float] = {}
+        """Of the next incarnation of a node."""
         self._policy = policy
         self._seed = seed
         self._sinks = sinks
@@ -50,6 +53,11 @@ class SimulatedCluster:
         for role, count in (("worker", workers), ("client", clients)):
             for number in range(count):
                 self._add(f"{role}-{number}", 1)
+
+    @property
+    def memory_bytes_max(self) -> int | None:
+        """What a worker may hold unless somebody tells it otherwise."""
+        return self._policy.memory.bytes_max
 
     @property
     def controller(self) -> ControllerNode:
@@ -96,21 +104,34 @@ class SimulatedCluster:
         self.nodes[name].stop()
 
     def restart(self, name: str) -> None:
-        """Start a new incarnation in place of the present one, which is stopped if it still runs."""
+        """Start a new incarnation in place of the present one, which is stopped if it still runs.
+
+        Its clock is as far ahead as `clock_ahead_s` says of it, and what impairs its engine impairs the new one too.
+        """
         former = self.nodes[name]
         former.stop()
         self._add(name, former.node.incarnation + 1)
+        engine = self.nodes[name].engine
+        if engine is not None and former.engine is not None:
+            engine.succeed(former.engine)
         self.nodes[name].start()
 
     def _add(self, name: str, incarnation: int) -> None:
         node, engine = self._make(name, incarnation)
-        self.nodes[name] = SimulatedNode(self.kernel, self.network, node, self._sinks(name, incarnation), engine)
+        self.nodes[name] = SimulatedNode(
+            self.kernel,
+            self.network,
+            node,
+            self._sinks(name, incarnation),
+            engine,
+            self.clock_ahead_s.get(name, 0.0),
+        )
 
-    def _make(self, name: str, incarnation: int) -> tuple[Node, TimedEngine | None]:
+    def _make(self, name: str, incarnation: int) -> tuple[Node, ImpairedEngine | None]:
         """A new node, without a memory of earlier incarnations, and a worker's engine."""
         policy = self._policy
         if name.startswith("worker-"):
-            engine = TimedEngine(self.costs, policy.worker, policy.stream.flush_s)
+            engine = ImpairedEngine(self.kernel, TimedEngine(self.costs, policy.worker, policy.stream.flush_s))
             return WorkerNode(name, incarnation, policy, (ModelOffer(self.model),)), engine
         if name.startswith("client-"):
             return ClientNode(name, incarnation, policy), None

@@ -1,6 +1,6 @@
 """A shell on the virtual clock: it drives the same nodes that the live shells drive."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -8,7 +8,8 @@ import msgspec
 from analysis.schema import EventRow, NodeRow, Row
 from cluster.caller import Observer, Source
 from cluster.controller.controller import ControllerNode
-from cluster.engine.timed import TimedEngine
+from cluster.engine.impairment import Impairment
+from cluster.host_clock import host_time, in_host_clock
 from cluster.node import (
     Ask,
     Command,
@@ -29,6 +30,7 @@ from cluster.node import (
     Wake,
 )
 from cluster.protocol import Message
+from cluster.simulation.impaired import ImpairedEngine
 from cluster.simulation.kernel import Kernel
 from cluster.simulation.network import Network
 
@@ -79,12 +81,22 @@ class EngineClock:
 class SimulatedNode:
     """Drives one node: its link, its wake-ups, its rows, and its engine if it has one."""
 
-    def __init__(self, kernel: Kernel, network: Network, node: Node, sink: Sink, engine: TimedEngine | None = None):
+    def __init__(
+        self,
+        kernel: Kernel,
+        network: Network,
+        node: Node,
+        sink: Sink,
+        engine: ImpairedEngine | None = None,
+        clock_ahead_s: float = 0.0,
+    ):
+        """clock_ahead_s: how far the node's clock, and its engine's, are ahead of the kernel's."""
         self.node = node
+        self.engine = engine
+        self._ahead_s = clock_ahead_s
         self.link = network.link(node.name, self.feed, controller=isinstance(node, ControllerNode))
         self._kernel = kernel
         self._sink = sink
-        self._engine = engine
         self._engine_clock = EngineClock()
         self._frozen_s: float | None = None
         self._wake_s: float | None = None
@@ -94,6 +106,18 @@ class SimulatedNode:
         self._asks: dict[str, Ask] = {}
         self._source_s: float | None = None
         self._late_asks: list[Ask] = []
+
+    def now(self) -> float:
+        """The node's clock, seconds."""
+        return self._kernel.now + self._ahead_s
+
+    def _at(self, time_s: float, callback: Callable[[], None]) -> None:
+        """At a time of the node's clock."""
+        self._kernel.at(host_time(time_s, self._ahead_s), callback)
+
+    def _write(self, row: Row) -> None:
+        """A row of the node."""
+        self._sink.append(in_host_clock(row, self._ahead_s), self._kernel.now)
 
     @property
     def ended(self) -> bool:
@@ -118,9 +142,9 @@ class SimulatedNode:
             self.crash()
             return
         self._sample()
-        for command in self.node.handle(Stopping(), self._kernel.now):
+        for command in self.node.handle(Stopping(), self.now()):
             if isinstance(command, Record):
-                self._sink.append(command.row, self._kernel.now)
+                self._write(command.row)
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
         self.link.close(flush=True)
 
@@ -132,24 +156,31 @@ class SimulatedNode:
     def freeze(self) -> None:
         """The process stands still where it is, its engine with it; nothing if it stands still or is gone."""
         if not self.ended and not self.frozen:
-            self._frozen_s = self._kernel.now
+            self._frozen_s = self.now()
             self.link.freeze()
 
     def thaw(self) -> None:
         """The process goes on: what is at its socket first, then what is overdue; nothing if it was not frozen."""
         if self._frozen_s is None:
             return
-        self._engine_clock.stopped(self._frozen_s, self._kernel.now)
+        self._engine_clock.stopped(self._frozen_s, self.now())
         self._frozen_s = None
         self.link.thaw()
         self._wake_s = self._engine_due_s = self._source_s = None
         self._arrange_wake()
-        if self._engine is not None:
+        if self.engine is not None:
             self._arrange_engine()
         if self._source is not None:
             late, self._late_asks = self._late_asks, []
             self._ask(late)
             self._arrange_source()
+
+    def impair(self, impairment: Impairment, ttl_s: float) -> None:
+        """Hurt a worker's engine, see ImpairedEngine."""
+        assert self.engine is not None, f"{self.node.name} has no engine"
+        self.engine.impair(impairment, ttl_s)
+        # It may have last words.
+        self._arrange_engine()
 
     def drive(self, source: Source, observer: Observer) -> None:
         """Ask what `source` asks, from now on instead of an earlier one; `observer` is told of each ask and end."""
@@ -166,72 +197,71 @@ class SimulatedNode:
         if self.ended:
             return
         assert not self.frozen, f"{self.node.name} stands still and handles nothing"
-        self._execute(self.node.handle(event, self._kernel.now))
+        self._execute(self.node.handle(event, self.now()))
         self._arrange_wake()
 
     def _execute(self, commands: Sequence[Command]) -> None:
-        now = self._kernel.now
         for command in commands:
             match command:
                 case Send(to, message, needs_responder):
                     self.link.send(to, message, needs_responder)
                 case Record(row):
-                    self._sink.append(row, now)
+                    self._write(row)
                 case Deliver():
                     self._delivered(command)
                 case _:
                     self._command_engine(command)
 
     def _command_engine(self, command: Command) -> None:
-        assert self._engine is not None, f"{self.node.name} has no engine for {command}"
-        now = self._engine_clock.engines(self._kernel.now)
+        assert self.engine is not None, f"{self.node.name} has no engine for {command}"
+        now = self._engine_clock.engines(self.now())
         match command:
             case Insert():
-                self._engine.insert(command, now)
+                self.engine.insert(command, now)
             case Remove(sequence):
-                self._engine.remove(sequence, now)
+                self.engine.remove(sequence, now)
             case DropCache(cache):
-                self._engine.drop_cache(cache, now)
+                self.engine.drop_cache(cache, now)
             case Load(model):
-                self._engine.load(model, now)
+                self.engine.load(model, now)
             case Unload(model):
-                self._engine.unload(model, now)
+                self.engine.unload(model, now)
             case ProbeEngine():
-                self._engine.probe(now)
+                self.engine.probe(now)
         self._arrange_engine()
 
     def _arrange_wake(self) -> None:
         wake_s = self.node.next_wake()
         if wake_s is not None and (self._wake_s is None or wake_s < self._wake_s):
             self._wake_s = wake_s
-            self._kernel.at(wake_s, lambda: self._wake(wake_s))
+            self._at(wake_s, lambda: self._wake(wake_s))
 
     def _wake(self, planned_s: float) -> None:
         if planned_s != self._wake_s or self.ended or self.frozen:
             return
         self._wake_s = None
         wake_s = self.node.next_wake()
-        if wake_s is not None and wake_s <= self._kernel.now:
+        if wake_s is not None and wake_s <= self.now():
             self.feed(Wake())
         else:
             self._arrange_wake()
 
     def _arrange_engine(self) -> None:
-        assert self._engine is not None
-        engine_s = self._engine.next_time()
+        assert self.engine is not None
+        engine_s = self.engine.next_time()
         due_s = None if engine_s is None else self._engine_clock.nodes(engine_s)
         if due_s is not None and due_s != self._engine_due_s:
             self._engine_due_s = due_s
-            self._kernel.at(due_s, lambda: self._advance(due_s))
+            self._at(due_s, lambda: self._advance(due_s))
 
     def _advance(self, due_s: float) -> None:
         if due_s != self._engine_due_s or self.ended or self.frozen:
             return
-        assert self._engine is not None
+        assert self.engine is not None
         self._engine_due_s = None
-        engine_s = self._engine.next_time()
+        engine_s = self.engine.next_time()
         # By the engine's own word: two clocks that are converted to and fro may round to just before it.
-        events = self._engine.advance(engine_s) if engine_s is not None else []
+        events = self.engine.advance(engine_s) if engine_s is not None else []
         for event in events:
             self.feed(self._engine_clock.told(event))
         self._arrange_engine()

@@ -99,7 +99,7 @@ def everything(cluster: SimulatedCluster) -> dict[str, int]:
     for name, shell in cluster.nodes.items():
         parts: dict[str, object] = {
             "node": shell.node,
-            "engine": shell._engine,
+            "engine": shell.engine,
             "asks": shell._asks,
             "late": shell._late_asks,
         }

@@ -1,0 +1,105 @@
+"""`memory_pressure`: workers may hold less memory than they were started with.
+
+The limit is `bytes`, or `share` of what a worker holds now, or what its weights need and `room_bytes` beyond that; it
+comes as an operator's order to the running worker. Kept caches go, what was promised stays, and what does not fit any
+more is refused. It is proved when the worker's own ledger is bound by the new limit and the worker calls itself short,
+or has given back what it held above it; the heal, when the former limit holds and nothing is short.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from chaos.experiment import FaultSpec
+from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
+from chaos.faults.fault import Evidence
+from chaos.faults.processes import is_worker
+from chaos.faults.roles import number
+from chaos.worlds.world import EngineState, World
+from cluster.errors import Code
+
+_BYTES_MAX = 2.0**50
+_WAYS = {"bytes": (0.0, _BYTES_MAX), "share": (0.0, 1.0), "room_bytes": (0.0, _BYTES_MAX)}
+
+
+class MemoryPressure:
+    """Lowers every target's limit."""
+
+    KIND: ClassVar[str] = "memory_pressure"
+    COLOUR: ClassVar[str] = "#ddcc77"
+
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        demand_engine(spec, tuple(_WAYS))
+        if len(spec.options) != 1:
+            raise ValueError(f"options: expected exactly one of {', '.join(_WAYS)}")
+        (self._way,) = spec.options
+        self._amount = number(spec, self._way, None, *_WAYS[self._way])
+        self._targets = spec.targets
+        self._ttl_s = spec.ttl_s
+        self._all_workers = all(node in spec.targets for node in nodes if is_worker(node))
+        self._before: dict[str, EngineState] = {}
+        self._limits: dict[str, int] = {}
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault. Whoever is not refused may have waited too long for room."""
+        codes = [Code.RESOURCE_LIMIT_EXCEEDED, Code.DEADLINE_EXCEEDED]
+        return tuple([*codes, Code.NO_WORKERS_AVAILABLE] if self._all_workers else codes)
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        self._before = await inspect(world, self._targets)
+        for target, state in self._before.items():
+            self._limits[target] = self._limit(state)
+            await world.engine(target).limit_memory(self._limits[target], self._ttl_s)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        return await watch(world, self._targets, self._is_short, PROOF_S)
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """See Fault."""
+        await world.sleep(until_s - world.now())
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault."""
+        return await watch(world, self._targets, self._is_bound, 0.0)
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        for target in self._targets:
+            await world.engine(target).limit_memory(None, self._ttl_s)
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault."""
+        return await watch(world, self._targets, self._is_free, limit_s)
+
+    def _limit(self, state: EngineState) -> int:
+        match self._way:
+            case "share":
+                return int(self._amount * state.memory_bytes)
+            case "room_bytes":
+                return state.base_bytes + int(self._amount)
+        return int(self._amount)
+
+    def _is_bound(self, target: str, state: EngineState) -> tuple[bool, str]:
+        limit, before = self._limits.get(target), self._before.get(target)
+        if limit is None or before is None:
+            return False, "it was given no limit"
+        bound = state.memory_bytes_max
+        # What was promised before the limit came may still be above it.
+        bound_now = bound is not None and bound <= max(limit, state.memory_bytes)
+        if not bound_now or (before.memory_bytes_max is not None and bound == before.memory_bytes_max):
+            return False, f"it may hold {bound} bytes, and should {limit}"
+        return True, f"it holds {state.memory_bytes} bytes and may {bound}, its pressure is {state.pressure}"
+
+    def _is_short(self, target: str, state: EngineState) -> tuple[bool, str]:
+        bound, why = self._is_bound(target, state)
+        if not bound:
+            return False, why
+        gave = self._before[target].memory_bytes > self._limits[target] >= state.memory_bytes
+        return state.pressure > 0 or gave, why
+
+    def _is_free(self, target: str, state: EngineState) -> tuple[bool, str]:
+        before = self._before.get(target)
+        free = before is None or (state.memory_bytes_max == before.memory_bytes_max and not state.pressure)
+        return free, f"it holds {state.memory_bytes} bytes and may {state.memory_bytes_max}"
