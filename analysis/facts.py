@@ -24,7 +24,10 @@ class CannotJudge(Exception):
 
 
 class FaultWindow(msgspec.Struct, frozen=True):
-    """When a fault was on, seconds since the run began; healed_s is infinite while nobody healed it."""
+    """When a fault was on, seconds since the run began; healed_s is infinite while nobody healed it.
+
+    predicted_s, predicted_by: see FaultRow.
+    """
 
     name: str
     kind: str
@@ -32,6 +35,8 @@ class FaultWindow(msgspec.Struct, frozen=True):
     injected_s: float
     healed_s: float
     explains: tuple[str, ...]
+    predicted_s: float | None = None
+    predicted_by: str = ""
 
     def overlaps(self, start_s: float, end_s: float, linger_s: float = 0.0) -> bool:
         """Whether the fault, or the `linger_s` seconds after its heal, touches the closed span."""
@@ -146,6 +151,8 @@ def fault_windows(history: History) -> list[FaultWindow]:
             injected_s=row["injected_s"],
             healed_s=math.inf if math.isnan(row["healed_s"]) else row["healed_s"],
             explains=tuple(row["explains"]),
+            predicted_s=None if pd.isna(row["predicted_detection_s"]) else float(row["predicted_detection_s"]),
+            predicted_by=row["predicted_by"] or "",
         )
         for row in injected.to_dict("records")
     ]

@@ -35,7 +35,8 @@ class FaultTimes(msgspec.Struct, frozen=True):
     on a target before the controller first suspected it or opened its breaker, 0 without one (until the heal if it
     never did).
     return_to_steady_s: from the heal (of the last fault that was on with this one), by STEADY_RULE. followed: the next
-    fault came before the run's end.
+    fault came before the run's end. predicted_s: when detection was due at the latest, predicted_by: by what.
+    at_risk: requests that were on a target when it struck, or were sent there before it was healed.
     """
 
     name: str
@@ -49,6 +50,9 @@ class FaultTimes(msgspec.Struct, frozen=True):
     mitigation_s: float
     return_to_steady_s: float | None
     followed: bool = False
+    predicted_s: float | None = None
+    predicted_by: str = ""
+    at_risk: int = 0
 
     def explanation(self) -> str:
         """The three times as a sentence."""
@@ -57,12 +61,15 @@ class FaultTimes(msgspec.Struct, frozen=True):
             if self.detection_s is None
             else f"{self.noticed_by} noticed it after {self.detection_s:.2f} s ({self.noticed_how})"
         )
+        if self.predicted_s is not None:
+            noticed += f"; by its policy after {self.predicted_s:.2f} s at the latest ({self.predicted_by})"
         steady = (
             "the steady state never came back"
             if self.return_to_steady_s is None
             else f"the steady state was back {self.return_to_steady_s:.2f} s after the heal"
         )
-        return f"{self.name}: {noticed}; work went to its targets for {self.mitigation_s:.2f} s; {steady}"
+        risk = f"{self.at_risk} requests were at risk" if self.at_risk else "no request was at risk"
+        return f"{self.name}: {noticed}; {risk}; work went to its targets for {self.mitigation_s:.2f} s; {steady}"
 
 
 def fault_times(history: History) -> list[FaultTimes]:
@@ -85,6 +92,9 @@ def fault_times(history: History) -> list[FaultTimes]:
                 mitigation_s=_mitigation(history, fault),
                 return_to_steady_s=None if span is None else _return_to_steady(history, span),
                 followed=span is not None and span.followed,
+                predicted_s=fault.predicted_s,
+                predicted_by=fault.predicted_by,
+                at_risk=_at_risk(history, fault),
             )
         )
     return times
@@ -109,6 +119,14 @@ def _first_notice(history: History, fault: FaultWindow) -> tuple[float, str, str
         return None
     first = both.iloc[0]
     return float(first["time_s"]), str(first["node"]), str(first["kind"])
+
+
+def _at_risk(history: History, fault: FaultWindow) -> int:
+    attempts = history.attempts[
+        (history.attempts["side"] == "controller") & history.attempts["worker"].isin(fault.targets)
+    ]
+    open_then = attempts[(attempts["begun_s"] < fault.healed_s) & (attempts["ended_s"] > fault.injected_s)]
+    return int(open_then["request_id"].nunique())
 
 
 def _mitigation(history: History, fault: FaultWindow) -> float:

@@ -241,7 +241,8 @@ class FaultRow(msgspec.Struct, frozen=True):
 
     targets: node names. parameters and evidence: JSON objects. explains: error codes that callers may see because of
     this fault, from its injection until the experiment's recovery limit after its heal. states: what its targets and
-    the controllers were in the midst of when it struck, as `name at node: value`.
+    the controllers were in the midst of when it struck, as `name at node: value`. predicted_detection_s: when it had to
+    be noticed at the latest by what the policy says, after the injection, and predicted_by: by what; None: it need not.
     """
 
     TABLE: ClassVar[str] = "faults"
@@ -259,6 +260,8 @@ class FaultRow(msgspec.Struct, frozen=True):
     explains: list[str]
     evidence: str
     states: list[str] = []
+    predicted_detection_s: float | None = None
+    predicted_by: str = ""
 
 
 Row = RequestRow | AttemptRow | EventRow | NodeRow | FaultRow

@@ -10,6 +10,7 @@ from chaos import faults, timing
 from chaos.experiment import Experiment, FaultSpec
 from chaos.faults import Evidence, Fault
 from chaos.guard import Guard, Stopped
+from chaos.prediction import Prediction, predict
 from chaos.worlds.world import HandleError, Job, World
 
 _HASTY_HEAL_S = 3.0
@@ -47,7 +48,8 @@ class Injector:
             offsets_s = timing.strikes(spec, Random(f"{self._seed}/faults/{name}"))
             for number, offset_s in enumerate(offsets_s, 1):
                 label = name if number == 1 else f"{name} ({number})"
-                injection = _Injection(label, spec, faults.make(spec, nodes))
+                prediction = predict(spec, self._experiment.policy)
+                injection = _Injection(label, spec, faults.make(spec, nodes), prediction)
                 self._jobs.append(self._world.spawn(self._carry_out(injection, start_s + offset_s)))
 
     def in_force(self) -> list[str]:
@@ -149,10 +151,11 @@ class Injector:
 class _Injection:
     """One strike of a fault in this run. Times on the nodes' clock, seconds."""
 
-    def __init__(self, name: str, spec: FaultSpec, fault: Fault) -> None:
+    def __init__(self, name: str, spec: FaultSpec, fault: Fault, prediction: Prediction | None) -> None:
         self.name = name
         self.spec = spec
         self.fault = fault
+        self.prediction = prediction
         self.states: Sequence[str] = ()
         self.injected_s: float | None = None
         self.bite = Evidence(False, {})
@@ -187,4 +190,6 @@ class _Injection:
             explains=[str(code) for code in self.fault.explains],
             evidence=json.dumps(evidence),
             states=list(self.states),
+            predicted_detection_s=None if self.prediction is None else self.prediction.detection_s,
+            predicted_by="" if self.prediction is None else self.prediction.by,
         )
