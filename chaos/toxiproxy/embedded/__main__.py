@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -58,6 +59,9 @@ async def _serve(settings: Settings, tethered: bool) -> None:
     if tethered:
         # A thread, because not every kind of file can be waited for by the loop; it ends with the process.
         threading.Thread(target=_await_end_of_input, args=(loop, ended), daemon=True).start()
+    # What is there for good is not looked through again and again, which would hold up all connections.
+    gc.collect()
+    gc.freeze()
     async with EmbeddedServer(settings) as server:
         _log.info("version %s listens on %s, seed %d", API_VERSION, server.url, server.seed)
         await ended.wait()

@@ -64,14 +64,14 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        raw_path = request.raw_path.partition("?")[0]
+        raw_path, question, query = request.raw_path.partition("?")
         clean = _clean(raw_path)
         if clean != raw_path:
-            return web.Response(status=301, headers={"Location": clean})
+            return web.Response(status=301, headers={"Location": clean + question + query})
         segments = raw_path.split("/")[1:]
         fitting = [route for route in self._routes if _fits(route, segments)]
         if not fitting:
-            return _plain("404 page not found\n", 404)
+            return _plain(b"404 page not found\n", 404)
         for route in fitting:
             if not route.methods or request.method in route.methods:
                 response = await self._answer(route, segments, request)
@@ -81,12 +81,12 @@ class Api:
 
     async def _answer(self, route: _Route, segments: Sequence[str], request: web.BaseRequest) -> web.Response:
         if request.headers.get("User-Agent", "").startswith("Mozilla/"):
-            return _plain("User agent not allowed\n", 403)
+            return _plain(b"User agent not allowed\n", 403)
         names = [unquote(segment) for segment, part in zip(segments, route.path, strict=True) if part is None]
         try:
             return await route.handler(names, await _read(request))
         except ApiError as error:
-            return _plain(_encode({"error": error.message, "status": error.status}) + "\n", error.status)
+            return _plain(_encode({"error": error.message, "status": error.status}) + b"\n", error.status)
 
     async def _version(self, names: Names, body: bytes) -> web.Response:
         text = f'{{"version": "{API_VERSION}"}}\n'
@@ -185,14 +185,14 @@ def _clean(path: str) -> str:
 
 
 def _json(value: Mapping[str, object] | Sequence[object], status: int = 200) -> web.Response:
-    return web.Response(body=_encode(value).encode(), status=status, headers={"Content-Type": _JSON})
+    return web.Response(body=_encode(value), status=status, headers={"Content-Type": _JSON})
 
 
-def _plain(text: str, status: int) -> web.Response:
+def _plain(text: bytes, status: int) -> web.Response:
     headers = {"Content-Type": _TEXT, "X-Content-Type-Options": "nosniff"}
-    return web.Response(body=text.encode(), status=status, headers=headers)
+    return web.Response(body=text, status=status, headers=headers)
 
 
-def _encode(value: object) -> str:
+def _encode(value: object) -> bytes:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "replace")

@@ -65,6 +65,8 @@ class Collection:
         fields = Fields(value, "proxy")
         async with self._turn:
             proxy = self.get(name)
+            # The name is not changed, yet has to be one.
+            fields.text("name", name)
             listen, upstream = fields.text("listen", proxy.listen), fields.text("upstream", proxy.upstream)
             await proxy.update(listen, upstream, fields.flag("enabled", proxy.enabled))
         return proxy

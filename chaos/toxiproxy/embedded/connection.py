@@ -5,6 +5,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from chaos.toxiproxy.embedded.link import Link
@@ -47,7 +48,9 @@ class Endpoint(asyncio.Protocol):
         self._resets = True
         found = self._transport.get_extra_info("socket") if self._transport is not None else None
         if found is not None and not self.lost:
-            cast(socket.socket, found).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            # A socket that its peer has reset already takes no options on some systems, and needs none.
+            with suppress(OSError):
+                cast(socket.socket, found).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
     def hold(self) -> None:
         """Read no more for now."""

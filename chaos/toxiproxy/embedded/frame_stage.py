@@ -43,8 +43,7 @@ class FrameStage(Stage):
             self._ready += [Chunk(data, now_s) for data in self._messages.flush()]
 
     def pop(self, now_s: float) -> Chunk | None:
-        due_s = self._messages.due_s()
-        if due_s is not None and due_s <= now_s:
+        if not self._ready and (due_s := self._messages.due_s()) is not None and due_s <= now_s:
             self._ready += [Chunk(data, now_s) for data in self._messages.release(now_s)]
         return self._ready.popleft() if self._ready else None
 

@@ -262,6 +262,8 @@ class Link:
         for index in range(len(chain) - 1, -1, -1):
             stage, after = chain[index], chain[index + 1] if index + 1 < len(chain) else None
             room: Callable[[], bool] = after.has_room if after is not None else self._sink_has_room
+            if isinstance(stage, FrameStage) and not isinstance(after, FrameStage):
+                moved = self._leave_messages(stage, after, room, now_s) or moved
             while room() and (chunk := stage.pop(now_s)) is not None:
                 self._pass_on(chunk, after, now_s)
                 moved = True
@@ -285,6 +287,21 @@ class Link:
                 chain[0].end_input(now_s)
                 moved = True
         return moved and not self.closed
+
+    def _leave_messages(self, stage: FrameStage, after: Stage | None, room: Callable[[], bool], now_s: float) -> bool:
+        """Frames that came together go on together: a write, or a place in a buffer, for each would be dear."""
+        moved = False
+        while room():
+            frames: list[bytes] = []
+            size, stamp_s = 0, 0.0
+            while size < CHUNK_BYTES_MAX and (chunk := stage.pop(now_s)) is not None:
+                frames.append(chunk.data)
+                size, stamp_s = size + len(chunk.data), chunk.stamp_s
+            if not frames:
+                break
+            self._pass_on(Chunk(b"".join(frames), stamp_s), after, now_s)
+            moved = True
+        return moved
 
     def _pass_on(self, chunk: Chunk, after: Stage | None, now_s: float) -> None:
         if after is None:

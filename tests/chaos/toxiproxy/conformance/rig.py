@@ -90,8 +90,10 @@ class ProxyUnderTest:
 
     def add(self, kind: str, stream: str = "downstream", name: str | None = None, **rest: Any) -> str:
         """A toxic; attributes are the rest, but for those that belong to the toxic itself. Returns its name."""
-        own = {key: rest.pop(key) for key in ("toxicity", "ttl_ms", "clients") if key in rest}
-        value = {"type": kind, "stream": stream, "attributes": rest, **own} | ({"name": name} if name else {})
+        own: dict[str, Any] = {key: rest.pop(key) for key in ("toxicity", "ttl_ms", "clients") if key in rest}
+        value: dict[str, Any] = {"type": kind, "stream": stream, "attributes": rest, **own}
+        if name is not None:
+            value["name"] = name
         answer = self.server.call("POST", f"{self.path}/toxics", value)
         assert answer.status == 200, answer
         return str(answer.json["name"])

@@ -269,5 +269,5 @@ def test_a_configuration_that_is_right(tmp_path: Path) -> None:
     proxies: list[Any] = [{"name": "a", "listen": f"{HOST}:0", "upstream": "x:1", "enabled": False}]
     config.write_text(str(proxies).replace("'", '"').replace("False", "false"))
     for kind in ("embedded", "real"):
-        with running(kind, "-config", str(config)) as server:  # type: ignore[arg-type]
+        with running(kind, "-config", str(config)) as server:
             assert server.call("GET", "/proxies/a").json["enabled"] is False

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.chaos.toxiproxy.conformance.rig import (
 )
 
 STREAMS = ("upstream", "downstream")
-SLACK_S = 3.0
+SLACK_S = 5.0
 """How much later than it should anything may be."""
 
 
@@ -57,10 +58,11 @@ def test_latency_delays_one_direction_of_an_open_connection(
     proxy: ProxyUnderTest, upstream: Upstream, stream: str
 ) -> None:
     pair = upstream.pair(proxy)
-    proxy.add("latency", stream, latency=300)
+    proxy.add("latency", stream, latency=200)
     other = STREAMS[stream == "upstream"]
-    assert 0.295 <= transfer_s(pair, stream) < 0.3 + SLACK_S
-    assert transfer_s(pair, other) < 0.29
+    assert 0.199 <= transfer_s(pair, stream) < 0.2 + SLACK_S
+    proxy.update(proxy.state()["toxics"][0]["name"], attributes={"latency": 600_000})
+    assert transfer_s(pair, other) < SLACK_S
 
 
 def test_latencies_add_up(proxy: ProxyUnderTest, upstream: Upstream) -> None:
@@ -75,10 +77,10 @@ def test_latency_does_not_slow_a_burst(proxy: ProxyUnderTest, upstream: Upstream
     pair = upstream.pair(proxy)
     proxy.add("latency", latency=250)
     began_s = time.monotonic()
-    for _ in range(20):
+    for _ in range(25):
         pair.server.sendall(b"x" * 100)
         time.sleep(0.005)
-    read(pair.client, 2000)
+    read(pair.client, 2500)
     assert 0.25 <= time.monotonic() - began_s < 0.25 + SLACK_S
 
 
@@ -154,7 +156,8 @@ def test_bandwidth_limits_the_rate(proxy: ProxyUnderTest, upstream: Upstream) ->
     proxy.add("bandwidth", rate=100)
     # 1 KB is 1000 bytes.
     assert 0.49 <= transfer_s(pair, "downstream", b"x" * 50_000) < 0.5 + SLACK_S
-    assert transfer_s(pair, "upstream", b"x" * 50_000) < 0.49
+    proxy.update("bandwidth_downstream", attributes={"rate": 0})
+    assert transfer_s(pair, "upstream", b"x" * 50_000) < SLACK_S
 
 
 def test_bandwidth_sends_big_chunks_in_pieces(proxy: ProxyUnderTest, upstream: Upstream) -> None:
@@ -176,7 +179,7 @@ def test_rate_zero_stalls_and_loses_nothing(proxy: ProxyUnderTest, upstream: Ups
     proxy.add("bandwidth", stream, rate=0, name="stall")
     source, sink = ends(pair, stream)
     source.sendall(b"held back")
-    assert is_silent(sink, 0.3)
+    assert is_silent(sink, 0.15)
     assert proxy.remove("stall") < SLACK_S
     assert read(sink, 9) == b"held back"
 
@@ -204,13 +207,13 @@ def test_updating_a_rate_acts_on_an_open_connection(proxy: ProxyUnderTest, upstr
 @pytest.mark.parametrize("stream", STREAMS)
 def test_slow_close_passes_data_and_holds_the_end(proxy: ProxyUnderTest, upstream: Upstream, stream: str) -> None:
     pair = upstream.pair(proxy)
-    proxy.add("slow_close", stream, delay=400)
-    assert transfer_s(pair, stream) < 0.39
+    proxy.add("slow_close", stream, delay=250)
+    assert transfer_s(pair, stream) < SLACK_S
     source, sink = ends(pair, stream)
     began_s = time.monotonic()
     source.close()
     assert how_it_ends(sink) == "end"
-    assert 0.39 <= time.monotonic() - began_s < 0.4 + SLACK_S
+    assert 0.24 <= time.monotonic() - began_s < 0.25 + SLACK_S
 
 
 def test_removing_slow_close_lets_the_end_through(proxy: ProxyUnderTest, upstream: Upstream) -> None:
@@ -245,19 +248,22 @@ def test_timeout_closes_an_idle_connection_too(proxy: ProxyUnderTest, upstream: 
 
 def test_every_chunk_restarts_the_clock_of_timeout(proxy: ProxyUnderTest, upstream: Upstream) -> None:
     pair = upstream.pair(proxy)
-    proxy.add("timeout", timeout=1500)
-    began_s = time.monotonic()
-    while time.monotonic() - began_s < 2.0:
+    proxy.add("timeout", timeout=900)
+    began_s = last_s = time.monotonic()
+    longest_s = 0.0
+    while last_s - began_s < 1.2:
         pair.server.sendall(b"busy")
-        time.sleep(0.05)
-    assert is_silent(pair.client, 0.1)
+        time.sleep(0.02)
+        longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
+    # A machine that stood still for so long proves nothing.
+    assert is_silent(pair.client, 0.1) or longest_s > 0.5
 
 
 def test_timeout_zero_is_a_black_hole(proxy: ProxyUnderTest, upstream: Upstream) -> None:
     pair = upstream.pair(proxy)
     proxy.add("timeout", "upstream", timeout=0)
     pair.client.sendall(b"x" * 3_000_000)
-    assert is_silent(pair.server, 0.3)
+    assert is_silent(pair.server, 0.15)
     assert transfer_s(pair, "downstream") < SLACK_S
 
 
@@ -276,7 +282,7 @@ def test_slow_close_behind_a_black_hole_holds_the_end(proxy: ProxyUnderTest, ups
         proxy.add("slow_close", stream, delay=600_000)
     pair.client.sendall(b"lost")
     pair.client.close()
-    assert is_silent(pair.server, 0.4)
+    assert is_silent(pair.server, 0.2)
 
 
 def test_removing_timeout_closes_its_connections(proxy: ProxyUnderTest, upstream: Upstream) -> None:
@@ -306,7 +312,7 @@ def test_reset_peer_resets_a_new_connection_after_its_first_bytes(
     proxy.add("reset_peer", stream, timeout=200)
     pair = upstream.pair(proxy)
     source, sink = ends(pair, stream)
-    assert is_silent(sink, 0.3), "an idle one is not reset"
+    assert is_silent(sink, 0.15), "an idle one is not reset"
     began_s = time.monotonic()
     source.sendall(b"x")
     assert how_it_ends(sink) == "reset"
@@ -351,8 +357,8 @@ def test_slicer_cuts_and_loses_nothing(proxy: ProxyUnderTest, upstream: Upstream
     proxy.add("slicer", average_size=50, size_variation=10, delay=20_000)
     data = bytes(range(250))
     pair.server.sendall(data)
-    parts = []
-    while sum(map(len, parts)) < len(data):
+    parts: list[bytes] = []
+    while sum(len(part) for part in parts) < len(data):
         parts.append(pair.client.recv(1000))
     assert b"".join(parts) == data
     assert len(parts) >= 3
@@ -458,8 +464,8 @@ def test_toxics_come_and_go_under_traffic_without_a_byte_lost(proxy: ProxyUnderT
     pair = upstream.pair(proxy)
     sent, got = bytearray(), bytearray()
     pair.client.settimeout(PATIENCE_S)
-    kinds = {"latency": {"latency": 20}, "slicer": {"average_size": 64, "size_variation": 8}, "noop": {}}
-    kinds["bandwidth"] = {"rate": 2000}
+    kinds: dict[str, dict[str, Any]] = {"latency": {"latency": 20}, "noop": {}, "bandwidth": {"rate": 2000}}
+    kinds["slicer"] = {"average_size": 64, "size_variation": 8}
     for number in range(40):
         kind = list(kinds)[number % len(kinds)]
         if number % 8 < 4:

@@ -45,7 +45,9 @@ def test_a_wrong_method(server: ServerUnderTest, method: str, path: str) -> None
     assert "allow" not in answer.headers
 
 
-@pytest.mark.parametrize(("path", "clean"), [("//proxies", "/proxies"), ("/proxies//a", "/proxies/a")])
+@pytest.mark.parametrize(
+    ("path", "clean"), [("//proxies", "/proxies"), ("/proxies//a", "/proxies/a"), ("//version?a=b", "/version?a=b")]
+)
 def test_a_doubled_slash_is_redirected(server: ServerUnderTest, path: str, clean: str) -> None:
     answer = server.call("GET", path)
     assert (answer.status, answer.headers["location"]) == (301, clean)

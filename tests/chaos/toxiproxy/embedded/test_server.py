@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -21,7 +22,7 @@ from chaos.toxiproxy.embedded.server import EmbeddedServer, ServerError, Setting
 from chaos.toxiproxy.launcher import VERSION, _version_of
 from tests.chaos.toxiproxy.conformance.rig import HOST, ServerUnderTest, await_answer, command, free_port, running
 
-TOXICS = (
+TOXICS: tuple[dict[str, Any], ...] = (
     {"type": "latency", "attributes": {"latency": 600_000}},
     {"type": "bandwidth", "attributes": {"rate": 0}},
     {"type": "slow_close", "attributes": {"delay": 600_000}},
