@@ -63,6 +63,14 @@ MOMENTS: dict[str, tuple[str, float]] = {
 }
 # By then all has been recorded, and known completions take no time: the signal may find the report being written.
 MAY_BE_COMPLETE = ("references",)
+# Phases of which 12 s are enough when nothing is done in them.
+SABOTAGED = {
+    serving_cases.PROCESSES: (
+        *("worker_kill", "worker_freeze", "worker_stop", "worker_restart"),
+        *("controller_kill", "controller_freeze", "controller_restart"),
+    ),
+    serving_cases.BROKERS: ("broker_kill", "broker_restart", "broker_freeze"),
+}
 KILLED_AT = ("start_of_ray", "start_of_actors", "baseline", "fault")
 
 
@@ -109,6 +117,10 @@ def cases() -> list[Case]:
     found.append(Case("kill_9_toxiproxy_stays", f"proxies gone within {TTL_S:g} s", _killed_beside_a_toxiproxy))
     found.append(Case("kill_9_fifty", f"all {kill_cases.KILLS} without a fault in time", _killed_fifty))
     found.append(Case("serving_processes", "exit 0, pass, whole after each of seven", _serving_processes))
+    found.append(Case("broker_faults", "exit 0, pass, whole after each of four", _broker_faults))
+    found += [
+        Case(f"sabotage_{path.stem}", "exit 4, invalid", partial(_sabotage_each, experiment=path)) for path in SABOTAGED
+    ]
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     return found
@@ -377,6 +389,29 @@ def _serving_processes(out: Path) -> Outcome:
     if verdict is not None:
         problems += serving_cases.hurt_processes(verdict)
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _broker_faults(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, (), experiment=str(serving_cases.BROKERS))
+    verdict = _verdict(run, problems)
+    if code != 0:
+        problems.append(f"exit code {code}")
+    if verdict is not None:
+        problems += serving_cases.hurt_processes(verdict, serving_cases.BROKERS)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _sabotage_each(out: Path, experiment: Path) -> Outcome:
+    """Whatever process a fault is aimed at, nothing is done to it: no fault may be called verified."""
+    settings = [f"phases.{phase}.duration_s=12" for phase in SABOTAGED[experiment]]
+    code, run, problems = _to_its_end(out, settings, "tests.sabotage", str(experiment))
+    verdict = _verdict(run, problems)
+    if code != 4:
+        problems.append(f"exit code {code}")
+    faults = [] if verdict is None else verdict.faults
+    if len(faults) != serving_cases.FAULTS[experiment] or any(fault.verified for fault in faults):
+        problems.append(f"{sum(fault.verified for fault in faults)} of {len(faults)} faults are called verified")
+    return _outcome(code, run, verdict, problems, f"0 of {len(faults)} faults verified" if not problems else "")
 
 
 def _serving_soak(out: Path) -> Outcome:

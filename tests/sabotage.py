@@ -6,7 +6,7 @@ Everything else is real: the undo log is written, the phases pass, the proof is 
 import sys
 from collections.abc import Sequence
 
-from chaos.run import main
+from chaos.run import main, prepare_ray
 from chaos.toxiproxy.adapter import Toxic
 from chaos.worlds.proxied import ProxiedLink
 
@@ -19,8 +19,24 @@ def _switch(link: ProxiedLink, enabled: bool) -> None:
     """In place of ProxiedLink.switch."""
 
 
+async def _untouched(handle: object, *arguments: object) -> bool:
+    """In place of what a handle of a process does; a drain that does nothing says that all is well."""
+    return True
+
+
 def sabotaged(arguments: Sequence[str]) -> int:
-    """Run with both ways of cutting a link taken away; returns the exit code."""
+    """Run with every way of hurting a link or a process taken away; returns the exit code."""
+    prepare_ray(None)
+    # They import Ray.
+    from chaos.worlds.brokers import BrokerProcess
+    from chaos.worlds.processes import ActorProcess
+
+    for handle, names in (
+        (ActorProcess, ("kill", "freeze", "thaw", "drain", "stop", "restart")),
+        (BrokerProcess, ("kill", "freeze", "thaw", "lame_duck", "restart")),
+    ):
+        for name in names:
+            setattr(handle, name, _untouched)
     ProxiedLink.apply = _apply  # type: ignore[method-assign, assignment]
     ProxiedLink.switch = _switch  # type: ignore[method-assign, assignment]
     return main(arguments)

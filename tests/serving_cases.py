@@ -12,10 +12,11 @@ from analysis.verdict import Verdict
 CENSUS = "census.json"
 MODULE = "tests.serving_soak"
 PROCESSES = Path(__file__).parent / "live" / "processes.yaml"
+BROKERS = Path(__file__).parent / "live" / "brokers.yaml"
 SOAK = Path(__file__).parent / "live" / "soak.yaml"
 RUN_S_MAX = 600.0
 REQUESTS_MIN = 2_000
-FAULTS = 7
+FAULTS = {PROCESSES: 7, BROKERS: 4}
 SUBSCRIPTIONS = {"client": 1, "controller": 3, "worker": 1}
 # Nothing that is kept per request fits in here: each node sees hundreds of them.
 GROWTH_MAX = 64
@@ -33,11 +34,13 @@ class Census(msgspec.Struct):
     problem: str = ""
 
 
-def hurt_processes(verdict: Verdict) -> list[str]:
-    """Why a run of processes.yaml did not show what it should: no request hung, no stream broken, whole each time."""
+def hurt_processes(verdict: Verdict, experiment: Path = PROCESSES) -> list[str]:
+    """Why a run of processes.yaml or brokers.yaml did not show what it should: no request hung, no stream broken, whole
+    each time."""
     problems = [] if verdict.verdict is VerdictOutcome.PASS else list(verdict.reasons[:3])
-    if len(verdict.faults) != FAULTS or not all(fault.verified and fault.healed_s for fault in verdict.faults):
-        problems.append(f"{sum(fault.verified for fault in verdict.faults)} of {FAULTS} faults verified and healed")
+    count = FAULTS[experiment]
+    if len(verdict.faults) != count or not all(fault.verified and fault.healed_s for fault in verdict.faults):
+        problems.append(f"{sum(fault.verified for fault in verdict.faults)} of {count} faults verified and healed")
     judged = {each.number: each for each in verdict.invariants}
     for number in (1, 2, 7, 8):
         if judged[number].verdict is not VerdictOutcome.PASS:

@@ -124,9 +124,9 @@ def test_a_killed_process_is_away(sleeper: subprocess.Popen[bytes], undo: UndoLo
 @pytest.mark.live
 @pytest.mark.verify
 def test_kill_9_of_the_runner_leaves_no_frozen_process_behind(tmp_path: Path) -> None:
-    settings = ("phases.baseline.duration_s=2", "faults.worker_kill.mode=freeze", "faults.worker_kill.duration_s=20")
+    settings = ("phases.baseline.duration_s=2", "faults.worker_kill.kind=freeze", "faults.worker_kill.duration_s=20")
     arguments = [str(EXPERIMENT), *(word for setting in settings for word in ("--set", setting))]
-    with Run(arguments, tmp_path, "tests.serving_soak") as run:
+    with Run(arguments, tmp_path) as run:
         assert run.await_line("^injected process freeze worker-0", 120.0), run.tail()
         run.kill()
         run.wait(30.0)
