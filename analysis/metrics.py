@@ -205,6 +205,48 @@ def _retry_amplification(history: History, phase: str | None, confidence: float)
     return Measurement(value, None, value, value, requests, "observed")
 
 
+def _first_attempts(history: History, phase: str | None, confidence: float) -> Measurement:
+    """What success would have been without any second attempt: requests whose first one completed, of those sent."""
+    lines = _lines(history, phase)
+    attempts = history.attempts[history.attempts["side"] == "controller"].sort_values("begun_s", kind="stable")
+    first = attempts[attempts["request_id"].isin(lines["request_id"])].drop_duplicates("request_id")
+    return _proportion(int((first["outcome"] == "completed").sum()), len(first), confidence)
+
+
+def _wasted_attempts(history: History, phase: str | None, confidence: float) -> Measurement:
+    """Attempts that failed on a target of a fault in force."""
+    start_s, end_s = (-math.inf, math.inf) if phase is None else span(history, phase)
+    attempts = history.attempts[(history.attempts["side"] == "controller") & (history.attempts["outcome"] == "failed")]
+    failed = attempts[(attempts["ended_s"] >= start_s) & (attempts["ended_s"] < end_s)]
+    wasted: set[object] = set()
+    windows = fault_windows(history)
+    for fault in windows:
+        on = failed["worker"].isin(fault.targets) & (failed["begun_s"] >= fault.injected_s)
+        wasted |= set(failed[on & (failed["begun_s"] < fault.healed_s)].index)
+    return Measurement(float(len(wasted)), None, len(wasted), len(wasted), len(windows), "observed")
+
+
+def _events(kind: str) -> Callable[[History, str | None, float], Measurement]:
+    """How often something happened."""
+
+    def count_events(history: History, phase: str | None, confidence: float) -> Measurement:
+        start_s, end_s = span(history, phase)
+        times = history.events.loc[history.events["kind"] == kind, "time_s"]
+        count = float(((times >= start_s) & (times < end_s)).sum())
+        return Measurement(count, None, count, count, len(history.events), "observed")
+
+    return count_events
+
+
+def _session_moves(history: History, phase: str | None, confidence: float) -> Measurement:
+    """How often a session was given to another worker than before: the growth of the controllers' counters."""
+    start_s, end_s = span(history, phase)
+    samples = history.nodes[(history.nodes["role"] == "controller") & history.nodes["time_s"].between(start_s, end_s)]
+    counters = samples.groupby(["node", "incarnation"])["session_moves"]
+    moves = float((counters.max() - counters.min()).sum())
+    return Measurement(moves, None, moves, moves, len(samples), "observed")
+
+
 def _late_executions(history: History, phase: str | None, confidence: float) -> Measurement:
     start_s, end_s = (-math.inf, math.inf) if phase is None else span(history, phase)
     late = late_starts(history)
@@ -244,5 +286,9 @@ METRICS: dict[str, Metric] = {
     "return_to_steady_s": Metric("s", "lower", _fault_time(lambda fault: fault.return_to_steady_s)),
     "retry_amplification": Metric("attempts", "lower", _retry_amplification),
     "lost_requests": Metric("requests", "lower", _lost_requests),
+    "first_attempt_success_rate": Metric("share", "higher", _first_attempts),
+    "wasted_attempts": Metric("attempts", "lower", _wasted_attempts),
+    "breaker_trips": Metric("trips", "lower", _events("breaker_opened")),
+    "session_moves": Metric("moves", "higher", _session_moves),
     "late_executions": Metric("executions", "lower", _late_executions),
 }

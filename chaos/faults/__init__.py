@@ -8,12 +8,14 @@ from chaos.faults.broker_kill import BrokerKill
 from chaos.faults.broker_restart import BrokerRestart
 from chaos.faults.clock_skew import ClockSkew
 from chaos.faults.engine_dies import EngineDies
+from chaos.faults.fail_attempts import FailAttempts
 from chaos.faults.fault import Evidence, Fault
 from chaos.faults.freeze import Freeze
 from chaos.faults.kill import Kill
 from chaos.faults.lame_duck import LameDuck
 from chaos.faults.load_fails import LoadFails
 from chaos.faults.memory_pressure import MemoryPressure
+from chaos.faults.messages import CorruptMessages, DelayMessages, DropMessages, DuplicateMessages, ReorderMessages
 from chaos.faults.partition import Partition
 from chaos.faults.restart import Restart
 from chaos.faults.slow_down import SlowDown
@@ -35,7 +37,13 @@ _ALL: tuple[type[Fault], ...] = (
     LoadFails,
     MemoryPressure,
     WrongToken,
+    FailAttempts,
     ClockSkew,
+    DropMessages,
+    DelayMessages,
+    DuplicateMessages,
+    ReorderMessages,
+    CorruptMessages,
 )
 KINDS: dict[str, type[Fault]] = {kind.KIND: kind for kind in _ALL}
 

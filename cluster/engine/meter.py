@@ -15,7 +15,8 @@ class EngineState(msgspec.Struct, frozen=True):
 
     alive: its thread. silent_s: for how long it has owed its worker an answer. reported: decode steps it has told of.
     tokens: that its worker was told, of which `tokens_changed` are not those that the engine had made. gaps: how many
-    times a stream got its next token; gaps_s: the last of these waits, seconds. loads_failed: how many loads have.
+    times a stream got its next token; gaps_s: the last of these waits, seconds. inserted: sequences given to it, of
+    which `insertions_failed` ended with an error. loads_failed: how many loads have failed.
     models: state by name. memory_*: of the worker's ledger, bytes; None: no limit. base_bytes: of that neither promised
     to a request nor a kept cache. pressure: see Heartbeat.
     """
@@ -27,6 +28,8 @@ class EngineState(msgspec.Struct, frozen=True):
     tokens_changed: int
     gaps: int
     gaps_s: tuple[float, ...]
+    inserted: int
+    insertions_failed: int
     loads_failed: int
     models: dict[str, str]
     base_bytes: int
@@ -44,6 +47,8 @@ class EngineMeter:
         self.tokens_changed = 0
         self.gaps = 0
         self.gaps_s: deque[float] = deque(maxlen=_GAPS_MAX)
+        self.inserted = 0
+        self.insertions_failed = 0
         self.loads_failed = 0
         # Only of the streams in the last report: whoever runs is in every one.
         self._last_s: dict[int, float] = {}
@@ -55,6 +60,7 @@ class EngineMeter:
         if not isinstance(made, EngineReport) or not isinstance(told, EngineReport):
             return
         self.reported += told.steps
+        self.insertions_failed += sum(part.finish == "error" for part in told.progress)
         last_s: dict[int, float] = {}
         for before, after in zip(made.progress, told.progress, strict=True):
             self.tokens += len(after.tokens)
@@ -80,6 +86,8 @@ class EngineMeter:
             tokens_changed=self.tokens_changed,
             gaps=self.gaps,
             gaps_s=tuple(self.gaps_s),
+            inserted=self.inserted,
+            insertions_failed=self.insertions_failed,
             loads_failed=self.loads_failed,
             models=worker.models(),
             base_bytes=gauges.memory_bytes - gauges.kv_bytes - gauges.cache_bytes,

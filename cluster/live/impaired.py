@@ -76,7 +76,13 @@ class ImpairedEngine:
 
     def insert(self, command: Insert) -> None:
         """See Engine."""
-        self._engine.insert(command)
+        self._meter.inserted += 1
+        failure = self._spoiler.failure(command) if self._present().fail_share else None
+        if failure is None:
+            self._engine.insert(command)
+        else:
+            self._meter.passed(failure, failure)
+            self._emit(failure)
 
     def remove(self, sequence: int) -> None:
         """See Engine."""

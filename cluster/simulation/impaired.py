@@ -21,6 +21,7 @@ class ImpairedEngine:
         self._spoiler = Spoiler(_HEALTHY)
         self._until_s = 0.0
         self._last_words: list[Event] = []
+        self._said_s = 0.0
         self._alive = True
 
     def impair(self, impairment: Impairment, ttl_s: float) -> None:
@@ -54,7 +55,13 @@ class ImpairedEngine:
 
     def insert(self, command: Insert, now: float) -> None:
         """See TimedEngine."""
-        self._engine.insert(command, now)
+        self._meter.inserted += 1
+        failure = self._spoiler.failure(command) if self._impairment.fail_share else None
+        if failure is None:
+            self._engine.insert(command, now)
+        else:
+            self._last_words.append(failure)
+            self._said_s = now
 
     def remove(self, sequence: int, now: float) -> None:
         """See TimedEngine."""
@@ -81,13 +88,16 @@ class ImpairedEngine:
 
     def next_time(self) -> float | None:
         """See TimedEngine."""
-        return self._engine.next_time() if not self._last_words else 0.0
+        due_s = self._engine.next_time()
+        if not self._last_words:
+            return due_s
+        return self._said_s if due_s is None else min(due_s, self._said_s)
 
     def advance(self, now: float) -> list[Event]:
         """See TimedEngine."""
         said, self._last_words = self._last_words, []
-        events = []
-        for made in [*said, *self._engine.advance(now)]:
+        events, due_s = [], self._engine.next_time()
+        for made in [*said, *(self._engine.advance(now) if due_s is not None and due_s <= now else [])]:
             told = self._spoiler.spoil(made)
             self._meter.passed(made, told)
             events.append(told)

@@ -45,6 +45,11 @@ def test_requests_belong_to_the_phase_in_which_they_were_due() -> None:
         ("return_to_steady_s", None, 1.4),
         ("retry_amplification", "baseline", 1.0),
         ("late_executions", None, 0.0),
+        ("breaker_trips", "fault", 1.0),
+        ("breaker_trips", "baseline", 0.0),
+        ("first_attempt_success_rate", "baseline", 1.0),
+        ("wasted_attempts", "baseline", 0.0),
+        ("session_moves", "baseline", 0.0),
     ],
 )
 def test_values(name: str, phase: str | None, value: float) -> None:
