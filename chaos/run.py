@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
+from chaos.faults import describe, kinds
 from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, path in catalogue().items():
             print(f"{name:24} {yaml.safe_load(path.read_text())['title']}")
         return 0
+    if options.faults:
+        return _list_faults()
     if options.experiment is None:
         _parser().error("name an experiment of the catalogue (--list) or a .yaml file")
     settings = list(options.set)
@@ -227,6 +231,22 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
+def _list_faults() -> int:
+    try:
+        known = kinds()
+    except ValueError as error:
+        return _complain(str(error), EXIT_USAGE)
+    for kind in known.values():
+        for paragraph in describe(kind).splitlines():
+            print(
+                textwrap.fill(
+                    paragraph, 100, initial_indent="" if paragraph[0] == "`" else "    ", subsequent_indent="    "
+                )
+            )
+        print()
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m chaos.run",
@@ -235,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("experiment", nargs="?", help="a name of the catalogue, or a .yaml file")
     parser.add_argument("--list", action="store_true", help="list the catalogue")
+    parser.add_argument("--faults", action="store_true", help="list the fault kinds and what each does")
     parser.add_argument("--world", choices=WORLDS, default="live")
     parser.add_argument("--address", help="a running Ray cluster to join, instead of starting one here")
     parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")

@@ -1,8 +1,11 @@
 """Fault kinds by name."""
 
+import inspect
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 from chaos.experiment import FaultSpec
+from chaos.faults.bandwidth import Bandwidth
 from chaos.faults.broker_freeze import BrokerFreeze
 from chaos.faults.broker_kill import BrokerKill
 from chaos.faults.broker_restart import BrokerRestart
@@ -10,20 +13,29 @@ from chaos.faults.clock_skew import ClockSkew
 from chaos.faults.engine_dies import EngineDies
 from chaos.faults.fail_attempts import FailAttempts
 from chaos.faults.fault import Evidence, Fault
+from chaos.faults.flap import Flap
 from chaos.faults.freeze import Freeze
 from chaos.faults.kill import Kill
 from chaos.faults.lame_duck import LameDuck
+from chaos.faults.latency import Latency
 from chaos.faults.load_fails import LoadFails
 from chaos.faults.memory_pressure import MemoryPressure
 from chaos.faults.messages import CorruptMessages, DelayMessages, DropMessages, DuplicateMessages, ReorderMessages
 from chaos.faults.partition import Partition
 from chaos.faults.restart import Restart
+from chaos.faults.slicer import Slicer
+from chaos.faults.slow_consumer import SlowConsumer
 from chaos.faults.slow_down import SlowDown
 from chaos.faults.stop import Stop
 from chaos.faults.wrong_token import WrongToken
 
 _ALL: tuple[type[Fault], ...] = (
     Partition,
+    Latency,
+    Bandwidth,
+    Slicer,
+    Flap,
+    SlowConsumer,
     Kill,
     Freeze,
     Stop,
@@ -46,14 +58,59 @@ _ALL: tuple[type[Fault], ...] = (
     CorruptMessages,
 )
 KINDS: dict[str, type[Fault]] = {kind.KIND: kind for kind in _ALL}
+"""Those that ship with the project."""
+
+ENTRY_POINTS = "mlx_chaos.faults"
+"""The group in which an installed package names kinds of its own: `unplug = "my_package.unplug:Unplug"`."""
+
+
+def kinds() -> dict[str, type[Fault]]:
+    """Every kind by name, also those of installed packages. Raises ValueError (kind, then what is wrong with one)."""
+    found = dict(KINDS)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in found:
+            raise ValueError(f"kind: {point.value} wants to be {point.name}, and there is one of that name already")
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"kind: {point.name} of {point.value} cannot be loaded: {error}") from error
+        lacking = [name for name in _MEMBERS if not hasattr(loaded, name)]
+        if lacking or point.name != loaded.KIND:
+            what = f"lacks {', '.join(lacking)}" if lacking else f"calls itself {loaded.KIND!r}"
+            raise ValueError(f"kind: {point.name} of {point.value} is no fault kind, it {what}")
+        found[point.name] = loaded
+    return found
 
 
 def make(spec: FaultSpec, nodes: Sequence[str]) -> Fault:
     """The fault of a spec, in a cluster of these nodes. Raises ValueError (field, then what was expected)."""
     kind = KINDS.get(spec.kind)
     if kind is None:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {spec.kind!r}")
+        known = kinds()
+        if spec.kind not in known:
+            raise ValueError(f"kind: expected one of {', '.join(known)}, got {spec.kind!r}")
+        kind = known[spec.kind]
     return kind(spec, nodes)
 
 
-__all__ = ["KINDS", "Evidence", "Fault", "make"]
+def describe(kind: type[Fault]) -> str:
+    """What a kind's module says of it, one line per paragraph; of several kinds in one module each has its own first."""
+    text = inspect.getdoc(inspect.getmodule(kind)) or ""
+    if not text.startswith(f"`{kind.KIND}`"):
+        text = f"`{kind.KIND}`: {inspect.getdoc(kind) or ''}\n\n{text}"
+    return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+_MEMBERS = (
+    "KIND",
+    "COLOUR",
+    "explains",
+    "inject",
+    "verify",
+    "sustain",
+    "verify_end",
+    "heal",
+    "verify_healed",
+)
+
+__all__ = ["ENTRY_POINTS", "KINDS", "Evidence", "Fault", "describe", "kinds", "make"]
