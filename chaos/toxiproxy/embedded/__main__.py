@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,10 +39,6 @@ def main(arguments: Sequence[str]) -> int:
     if flags.version:
         print(f"toxiproxy-server version {API_VERSION}")
         return 0
-    logging.basicConfig(
-        level=_LEVELS.get(os.environ.get("LOG_LEVEL", "info").lower(), logging.INFO),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     settings = Settings(flags.host, flags.port, flags.config, flags.seed, flags.proxy_metrics, flags.runtime_metrics)
     try:
         asyncio.run(_serve(settings, flags.tethered))
@@ -59,19 +56,27 @@ async def _serve(settings: Settings, tethered: bool) -> None:
     if tethered:
         # A thread, because not every kind of file can be waited for by the loop; it ends with the process.
         threading.Thread(target=_await_end_of_input, args=(loop, ended), daemon=True).start()
-    # What is there for good is not looked through again and again, which would hold up all connections.
-    gc.collect()
-    gc.freeze()
     async with EmbeddedServer(settings) as server:
+        # What is there for good is not looked through again and again, which would hold up all connections.
+        gc.collect()
+        gc.freeze()
+        logging.basicConfig(
+            level=_LEVELS.get(os.environ.get("LOG_LEVEL", "info").lower(), logging.INFO),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
         _log.info("version %s listens on %s, seed %d", API_VERSION, server.url, server.seed)
         await ended.wait()
         _log.info("ends")
 
 
 def _await_end_of_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    loop.call_soon_threadsafe(ended.set)
+    # No input at all is one that has ended.
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    # The loop may be closed by now, when a signal came first.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -175,13 +175,18 @@ class Link:
     def arrange(self, client: str | None) -> None:
         """Let those toxics act, and only those, that concern this client and whose toxicity has chosen it."""
         now_s = self._loop.time()
+        closes = False
         for placement in self._placements:
-            acts = placement.chosen and placement.toxic.concerns(client)
+            concerned = placement.toxic.concerns(client)
+            acts = placement.chosen and concerned
             if placement.acts and not acts:
                 self._take_out(placement)
+                closes = closes or (not concerned and placement.stage.must_close())
             elif acts and not placement.acts and not self.closed:
                 self._put_in(placement, now_s)
         self.pump()
+        if closes and not self.closed:
+            self._close_sink()
 
     def abandon(self) -> None:
         """The connection is over: no timer stays, and the counts of message toxics are kept with the toxic."""
@@ -204,16 +209,15 @@ class Link:
     def _put_in(self, placement: Placement, now_s: float) -> None:
         placement.acts = True
         placement.stage.begin(now_s)
-        if isinstance(placement.stage, FrameStage):
-            # Messages are judged before bytes are cut and slowed: after a slicer there would be none left to judge.
-            if self._parser is None:
-                # It begins in the middle of a frame, if need be: the rest of that one passes unjudged.
-                self._parser = self.tap.parser()
-                while self._intake:
-                    self._pass_on(self._intake.popleft(), self._after_messages(), now_s)
-            self._chain.insert(self._message_stages(), placement.stage)
-        else:
-            self._chain.append(placement.stage)
+        if isinstance(placement.stage, FrameStage) and self._parser is None:
+            # It begins in the middle of a frame, if need be: the rest of that one passes unjudged.
+            self._parser = self.tap.parser()
+            while self._intake:
+                self._pass_on(self._intake.popleft(), self._after_messages(), now_s)
+        # Messages are judged before bytes are cut and slowed: after a slicer there would be none left to judge.
+        acting = [other.stage for other in self._placements if other.acts]
+        acting.sort(key=lambda stage: not isinstance(stage, FrameStage))
+        self._chain.insert(acting.index(placement.stage), placement.stage)
 
     def _take_out(self, placement: Placement) -> None:
         placement.acts = False
@@ -315,7 +319,7 @@ class Link:
     def _pass_end(self, after: Stage | None, now_s: float) -> None:
         if after is None:
             self._close_sink()
-        else:
+        elif not after.input_ended:
             after.end_input(now_s)
 
     # --- both ends ---

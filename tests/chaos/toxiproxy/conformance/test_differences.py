@@ -1,8 +1,6 @@
 """What our server deliberately does otherwise (`differences.py`), and the real one's way where that can be shown."""
 
-import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +8,13 @@ from typing import Any
 
 import pytest
 
+from chaos.toxiproxy.embedded.__main__ import main
 from chaos.toxiproxy.embedded.differences import DIFFERENCES
 from tests.chaos.toxiproxy.conformance.rig import (
     HOST,
     ProxyUnderTest,
     ServerUnderTest,
     Upstream,
-    command,
-    free_port,
     how_it_ends,
     is_silent,
     names,
@@ -229,19 +226,11 @@ def test_a_body_beyond_all_measure(embedded: ServerUnderTest, body: bytes) -> No
     assert (answer.status, answer.json["error"]) == (400, "bad request body: more than 8388608 bytes")
 
 
-def run_it(*flags: str, port: int | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """The server's command line, which has to come to its end by itself."""
-    argv = command("embedded", free_port() if port is None else port, *flags)
-    return subprocess.run(
-        argv, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, **environment}
-    )
-
-
-def test_an_api_port_that_is_taken(upstream: Upstream) -> None:
-    port = int(upstream.address.rpartition(":")[2])
-    done = run_it(port=port)
-    assert done.returncode == 1
-    assert done.stderr == f"toxiproxy-embedded: cannot listen on {HOST}:{port}: Address already in use\n"
+def test_an_api_port_that_is_taken(upstream: Upstream, capsys: pytest.CaptureFixture[str]) -> None:
+    port = upstream.address.rpartition(":")[2]
+    assert main(["-port", port]) == 1
+    line = f"toxiproxy-embedded: cannot listen on {HOST}:{port}: Address already in use\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(
@@ -254,14 +243,16 @@ def test_an_api_port_that_is_taken(upstream: Upstream) -> None:
         ('[{"name": "a", "listen": "x", "upstream": "y"}]', "missing port in address"),
     ],
 )
-def test_a_configuration_that_is_wrong(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_configuration_that_is_wrong(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "proxies.json"
     if content is not None:
         config.write_text(content)
-    done = run_it("-config", str(config))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert main(["-port", "0", "-config", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_a_configuration_that_is_right(tmp_path: Path) -> None:

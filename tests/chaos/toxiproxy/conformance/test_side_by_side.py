@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.toxiproxy.conformance.rig import HOST, Answer, Kind, Upstream, free_port, running
 
 CALLS = 400
-SEEDS = range(2)
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.verify) for seed in range(1, 30)))
 NAMES = ("a", "b", "c")
 TOXICS = ("t", "u", "latency_downstream", "noop_upstream")
 KINDS = ("latency", "bandwidth", "slow_close", "timeout", "reset_peer", "limit_data", "noop", "none")

@@ -168,6 +168,17 @@ def test_clients_can_be_changed(proxy: ProxyUnderTest, upstream: Upstream) -> No
     assert is_silent(pair.server, 0.2)
 
 
+def test_a_black_hole_that_is_meant_for_others_now_ends_the_connection(
+    proxy: ProxyUnderTest, upstream: Upstream
+) -> None:
+    """Bytes are missing in it, so it cannot go on."""
+    pair = upstream.pair(proxy)
+    introduce(pair, "worker-0")
+    proxy.add("timeout", "upstream", name="it", clients=["worker-0"], timeout=0)
+    proxy.update("it", clients=["worker-1"])
+    assert how_it_ends(pair.server) == "end"
+
+
 def test_reset_peer_for_a_certain_client(proxy: ProxyUnderTest, upstream: Upstream) -> None:
     proxy.add("reset_peer", "upstream", clients=["worker-0"], timeout=0)
     pair, other = upstream.pair(proxy), upstream.pair(proxy)

@@ -158,3 +158,27 @@ def test_a_link_whose_sink_has_gone_reads_on_so_that_it_sees_the_end() -> None:
         link.abandon()
 
     asyncio.run(run())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_acts_keeps_the_order_of_addition_with_messages_first(seed: int) -> None:
+    """Also when toxicity spares and hits a connection in turn."""
+
+    async def run() -> None:
+        draws = random.Random(seed)
+        ends = Ends()
+        link = Link("upstream", ends, ends, str(seed), None)
+        kinds = draws.sample(sorted(HARMLESS), 6)
+        present = [toxic(kind, HARMLESS[kind], 0.5) for kind in kinds]
+        for one in present:
+            link.add(one, None)
+        for _ in range(20):
+            link.update(draws.choice(present), None)
+            acting = [placement.toxic.kind for placement in link.placements() if placement.acts]
+            acting.sort(key=lambda kind: not kind.startswith("nats_"))
+            stages = {id(placement.stage): placement.toxic.kind for placement in link.placements()}
+            assert [stages[id(stage)] for stage in link._chain] == acting
+        link.abandon()
+
+    asyncio.run(run())
