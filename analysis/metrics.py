@@ -149,6 +149,21 @@ def _refusal(history: History, phase: str | None, confidence: float) -> Measurem
     return _percentile(refused["ended_s"] - refused["intended_s"], 0.95, confidence)
 
 
+def _inter_token(share: float) -> Callable[[History, str | None, float], Measurement]:
+    """From one token to the next where the caller gets them, the mean of each completed request of two tokens or more.
+
+    Tokens that come together have no time between them, so a request that came at once has 0.
+    """
+
+    def measure_inter_token(history: History, phase: str | None, confidence: float) -> Measurement:
+        rows = _completed(history, phase)
+        gaps = rows["tokens"].map(len) - 1
+        rows, gaps = rows[gaps >= 1], gaps[gaps >= 1]
+        return _percentile((rows["ended_s"] - rows["first_token_s"]) / gaps, share, confidence)
+
+    return measure_inter_token
+
+
 def _dispatch_lag(history: History, phase: str | None, confidence: float) -> Measurement:
     rows = _lines(history, phase)
     return _percentile(rows["sent_s"] - rows["intended_s"], 0.99, confidence)
@@ -278,6 +293,8 @@ METRICS: dict[str, Metric] = {
     "ttft_p50_s": Metric("s", "lower", _first_token(0.50)),
     "ttft_p95_s": Metric("s", "lower", _first_token(0.95)),
     "refusal_p95_s": Metric("s", "lower", _refusal),
+    "inter_token_p50_s": Metric("s", "lower", _inter_token(0.50)),
+    "inter_token_p95_s": Metric("s", "lower", _inter_token(0.95)),
     "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s),
     "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s),
     "dispatch_lag_p99_s": Metric("s", "lower", _dispatch_lag),

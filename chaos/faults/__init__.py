@@ -94,7 +94,7 @@ def make(spec: FaultSpec, nodes: Sequence[str]) -> Fault:
 
 
 def describe(kind: type[Fault]) -> str:
-    """What a kind's module says of it, one line per paragraph; of several kinds in one module each has its own first."""
+    """What a kind's module says of it, a line per paragraph; of several kinds in one module each has its own first."""
     text = inspect.getdoc(inspect.getmodule(kind)) or ""
     if not text.startswith(f"`{kind.KIND}`"):
         text = f"`{kind.KIND}`: {inspect.getdoc(kind) or ''}\n\n{text}"

@@ -23,10 +23,12 @@ from chaos.undo import RUN_MARK, ProcessEntry
 from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
 from chaos.worlds.engines import LiveEngine
+from chaos.worlds.messages import meddled_nodes
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
+from chaos.worlds.proxied_messages import ProxiedMessages
 from chaos.worlds.servers import Servers
-from chaos.worlds.world import HandleError, InfrastructureError, Member, snapshot
+from chaos.worlds.world import ECHO_S, HandleError, InfrastructureError, Member, snapshot
 from cluster.engine.blas import Blas, find_blas, preload_environment
 from cluster.engine.reference import compute, compute_gaps, is_exact
 from cluster.engine.weights import ModelUnavailable, model_directory
@@ -69,12 +71,15 @@ class LiveWorld:
             self._controllers,
             experiment.policy.link,
             experiment.cluster.broker_port,
+            meddled_nodes(experiment),
+            seed,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
         self._processes = Processes(self._new_actor)
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
+        self._messages: dict[str, ProxiedMessages] = {}
         self._engines: dict[str, LiveEngine] = {}
         self._clocks: dict[str, LiveClock] = {}
         self._blas: Blas = find_blas()
@@ -159,10 +164,25 @@ class LiveWorld:
                 found: tuple[LinkFacts, bool] = await self._processes.call(node, "link")
                 return found
 
+            async def echo(payload_bytes: int) -> float | None:
+                found: float | None = await self._processes.call(node, "echo", payload_bytes, ECHO_S)
+                return found
+
             self._links[node] = ProxiedLink(
-                servers.toxiproxy, servers.proxies[node], servers.undo, servers.broker, node, ask
+                servers.toxiproxy, servers.proxies[node], servers.undo, servers.broker, node, ask, echo
             )
         return self._links[node]
+
+    def messages(self, node: str) -> ProxiedMessages:
+        """See World. Raises HandleError where nobody on the way knows what a message is."""
+        servers = self._servers
+        if node not in servers.message_proxies:
+            raise HandleError(f"{node}: no message fault of the experiment names it, so nobody looks at its messages")
+        if node not in self._messages:
+            assert servers.messages is not None
+            assert servers.undo is not None
+            self._messages[node] = ProxiedMessages(servers.messages, servers.message_proxies[node], servers.undo, node)
+        return self._messages[node]
 
     def process(self, node: str) -> ActorProcess:
         """See World. Raises HandleError for a client: the load is not to be hurt, it judges."""

@@ -5,16 +5,21 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError, check_toxic
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
-from chaos.worlds.world import Cut, HandleError, LinkState
+from chaos.worlds.world import Cut, Direction, HandleError, LinkState, Shape
 from cluster.live.broker import Broker, BrokerUnavailable
 from cluster.live.nats import LinkFacts
 
 _FOREVER_MS = 24 * 3_600 * 1_000
 
+_KB = 1_000
+
 LinkCall = Callable[[], Awaitable[tuple[LinkFacts, bool]]]
 """Asks the node for its link's facts, and whether a message to itself came back."""
+
+EchoCall = Callable[[int], Awaitable[float | None]]
+"""Asks the node for how long a message to itself of so many bytes takes; None: longer than it waits."""
 
 
 def toxics(cut: Cut) -> tuple[Toxic, ...]:
@@ -37,19 +42,53 @@ def toxics(cut: Cut) -> tuple[Toxic, ...]:
     return ()
 
 
+def shape_toxics(shape: Shape) -> tuple[Toxic, ...]:
+    """The toxics that make a shape. Raises ValueError for what Toxiproxy's units cannot express."""
+    found: list[Toxic] = []
+    for way in shape.directions:
+        if shape.latency_s or shape.jitter_s:
+            attributes = {"latency": round(shape.latency_s * 1_000), "jitter": round(shape.jitter_s * 1_000)}
+            found.append(_shaping("latency", way, attributes))
+        if shape.bytes_per_s is not None:
+            if shape.bytes_per_s < _KB:
+                raise ValueError(
+                    f"{shape.bytes_per_s} bytes/s: Toxiproxy counts in kB/s, and 1 is the least that flows"
+                )
+            found.append(_shaping("bandwidth", way, {"rate": round(shape.bytes_per_s / _KB)}))
+        if shape.slice_bytes is not None:
+            attributes = {"average_size": shape.slice_bytes, "size_variation": shape.slice_variation_bytes}
+            found.append(_shaping("slicer", way, {**attributes, "delay": round(shape.slice_delay_s * 1_000_000)}))
+    return tuple(found)
+
+
+def _shaping(kind: str, way: Direction, attributes: dict[str, int]) -> Toxic:
+    return Toxic(f"{kind}_{way}", kind, way, attributes)
+
+
 class ProxiedLink:
     """See chaos.worlds.world.Link. Every change is in the undo log before it is made."""
 
-    def __init__(self, api: Toxiproxy, proxy: str, undo: UndoLog, broker: Broker, node: str, ask: LinkCall) -> None:
+    def __init__(
+        self,
+        api: Toxiproxy,
+        proxy: str,
+        undo: UndoLog,
+        broker: Broker,
+        node: str,
+        ask: LinkCall,
+        ask_echo: EchoCall,
+    ) -> None:
         self._api = api
         self._proxy = proxy
         self._undo = undo
         self._broker = broker
         self._node = node
         self._ask = ask
+        self._ask_echo = ask_echo
         self._lock = asyncio.Lock()
         self._stalled_cid: int | None = None
         self._open: list[tuple[str, Toxic | None]] = []
+        self._shaped: list[tuple[str, Toxic]] = []
 
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """See Link. When the undo log cannot be written, nothing is changed."""
@@ -57,6 +96,22 @@ class ProxiedLink:
         if cut is Cut.STALL:
             self._stalled_cid = (await self._ask())[0].cid
         await asyncio.shield(self._locked(lambda: self._cut(cut, time.time() + ttl_s)))
+
+    async def shape(self, shape: Shape, ttl_s: float) -> None:
+        """See Link. When the undo log cannot be written, nothing is changed."""
+        try:
+            wanted = shape_toxics(shape)
+            for toxic in wanted:
+                check_toxic(toxic)
+        except (ValueError, ToxiproxyError) as error:
+            raise HandleError(f"{self._node}: {error}") from error
+        if not wanted:
+            raise HandleError(f"{self._node}: the shape has no effect in any direction")
+        await asyncio.shield(self._locked(lambda: self._shape(wanted, time.time() + ttl_s)))
+
+    async def echo(self, payload_bytes: int = 0) -> float | None:
+        """See Link."""
+        return await self._ask_echo(payload_bytes)
 
     async def restore(self) -> None:
         """See Link. Bytes that a stall holds are delivered to every end that is still on the stalled connection."""
@@ -73,6 +128,7 @@ class ProxiedLink:
         except BrokerUnavailable as error:
             raise HandleError(f"{self._node}: {error}") from error
         listed = next((connection for connection in connections if connection.cid == wanted), None)
+        reason = "" if listed is not None or not wanted else await self._closed_reason(wanted)
         return LinkState(
             connected=facts.connected,
             cid=facts.cid,
@@ -82,7 +138,15 @@ class ProxiedLink:
             broker_in=None if listed is None else listed.in_msgs,
             broker_out=None if listed is None else listed.out_msgs,
             broker_pending_bytes=None if listed is None else listed.pending_bytes,
+            broker_reason=reason,
+            undecoded=facts.undecoded,
         )
+
+    async def _closed_reason(self, cid: int) -> str:
+        try:
+            return await asyncio.to_thread(self._broker.closed_reason, cid)
+        except BrokerUnavailable as error:
+            raise HandleError(f"{self._node}: {error}") from error
 
     async def _locked(self, change: Callable[[], None]) -> None:
         async with self._lock:
@@ -98,12 +162,26 @@ class ProxiedLink:
             self._open.append((self._undo.add(entry), None))
             self.switch(False)
             if cut is Cut.RESET:
-                self._restore(frozenset())
+                self._open_again(frozenset())
             return
         for toxic in toxics(cut):
             undo = ToxicEntry(api_url=api.url, proxy=proxy, toxic=toxic.name, expires_unix_s=expires_unix_s)
             self._open.append((self._undo.add(undo), toxic))
             self.apply(toxic)
+
+    def _shape(self, wanted: tuple[Toxic, ...], expires_unix_s: float) -> None:
+        self._unshape()
+        for toxic in wanted:
+            undo = ToxicEntry(api_url=self._api.url, proxy=self._proxy, toxic=toxic.name, expires_unix_s=expires_unix_s)
+            self._shaped.append((self._undo.add(undo), toxic))
+            self.apply(toxic)
+
+    def _unshape(self) -> None:
+        while self._shaped:
+            entry_id, toxic = self._shaped[0]
+            self._api.remove_toxic(self._proxy, toxic.name)
+            self._undo.done(entry_id)
+            self._shaped.pop(0)
 
     def switch(self, enabled: bool) -> None:
         """Let the proxy take connections, or refuse them."""
@@ -125,6 +203,10 @@ class ProxiedLink:
         return frozenset(way for way, gone in ends.items() if gone)
 
     def _restore(self, gone: frozenset[str]) -> None:
+        self._open_again(gone)
+        self._unshape()
+
+    def _open_again(self, gone: frozenset[str]) -> None:
         while self._open:
             entry_id, toxic = self._open[0]
             if toxic is None:

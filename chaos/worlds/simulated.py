@@ -11,7 +11,9 @@ from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.worlds.simulated_broker import SimulatedBroker
 from chaos.worlds.simulated_engines import SimulatedClock, SimulatedEngine
+from chaos.worlds.simulated_messages import SimulatedMessages
 from chaos.worlds.world import (
+    ECHO_S,
     Cut,
     HandleError,
     InfrastructureError,
@@ -19,6 +21,7 @@ from chaos.worlds.world import (
     LinkState,
     Member,
     ProcessState,
+    Shape,
     snapshot,
 )
 from cluster.caller import Observer, Source
@@ -26,6 +29,7 @@ from cluster.engine.timed import completion
 from cluster.protocol import Token
 from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.kernel import Task
+from cluster.simulation.line import Shaping
 from cluster.simulation.network import Condition, Flow
 from cluster.simulation.network import Link as NetworkLink
 from cluster.stance import stance
@@ -47,6 +51,9 @@ _LEAD_S = 0.5
 _TRAVEL_S = 0.001
 _DRAIN_POLL_S = 0.02
 _LINK_S = 10.0
+_ECHO_POLL_S = 0.01
+_START_S = 2.0
+"""How long a new process takes to its first word."""
 
 
 class SimulatedLink:
@@ -70,11 +77,39 @@ class SimulatedLink:
         else:
             self._link.set_condition(CONDITIONS[cut])
 
+    async def shape(self, shape: Shape, ttl_s: float) -> None:
+        """See Link."""
+        await self._cluster.kernel.sleep(_TRAVEL_S)
+        shaping = Shaping(
+            latency_s=shape.latency_s,
+            jitter_s=shape.jitter_s,
+            bytes_per_s=shape.bytes_per_s,
+            slice_bytes=shape.slice_bytes,
+            slice_delay_s=shape.slice_delay_s,
+        )
+        if not shape.directions or shaping == Shaping():
+            raise HandleError(f"{self._node}: the shape has no effect in any direction")
+        up, down = (shaping if way in shape.directions else None for way in ("upstream", "downstream"))
+        self._link.shape(up, down)
+
+    async def echo(self, payload_bytes: int = 0) -> float | None:
+        """See Link."""
+        kernel = self._cluster.kernel
+        if not self._cluster.running(self._node):
+            raise HandleError(f"{self._node}: its process is gone or stands still, and says nothing of its link")
+        began_s = kernel.now
+        back_s: list[float] = []
+        self._link.round_trip(payload_bytes, lambda: back_s.append(kernel.now))
+        while not back_s and kernel.now < began_s + ECHO_S:
+            await kernel.sleep(_ECHO_POLL_S)
+        return back_s[0] - began_s if back_s else None
+
     async def restore(self) -> None:
         """See Link."""
         await self._cluster.kernel.sleep(_TRAVEL_S)
         if not self._link.condition.clear:
             self._link.set_condition(Condition())
+        self._link.shape(None, None)
 
     async def inspect(self, cid: int | None = None) -> LinkState:
         """See Link."""
@@ -91,7 +126,9 @@ class SimulatedLink:
             node_out=counters.node_out,
             broker_in=counters.broker_in,
             broker_out=counters.broker_out,
-            broker_pending_bytes=None if counters.broker_in is None else 0,
+            broker_pending_bytes=None if counters.broker_in is None else counters.pending_bytes,
+            broker_reason=counters.reason,
+            undecoded=counters.undecoded,
         )
 
 
@@ -147,8 +184,11 @@ class SimulatedProcess:
     async def restart(self) -> None:
         """See Process."""
         self._freezes += 1
+        kernel = self._cluster.kernel
+        self._cluster.stop(self._node)
+        await kernel.sleep(_START_S)
         self._cluster.restart(self._node)
-        kernel, link = self._cluster.kernel, self._cluster.nodes[self._node].link
+        link = self._cluster.nodes[self._node].link
         end_s = kernel.now + _LINK_S
         while not link.counters().connected:
             if kernel.now >= end_s:
@@ -192,6 +232,7 @@ class SimulatedWorld:
     def __init__(self, experiment: Experiment, seed: int, raw: Path) -> None:
         """raw: folder for the raw rows of all nodes."""
         self._experiment = experiment
+        self._seed = seed
         self._collectors: dict[str, MetricsCollector] = {}
         self._raw = raw
         self._origin_s = 0.0
@@ -207,6 +248,7 @@ class SimulatedWorld:
             model=experiment.cluster.model,
         )
         self._processes: dict[str, SimulatedProcess] = {}
+        self._messages: dict[str, SimulatedMessages] = {}
         self._engines: dict[str, SimulatedEngine] = {}
         self._kernel = self._cluster.kernel
         self._director = self._collector("director", 1)
@@ -253,6 +295,12 @@ class SimulatedWorld:
     def link(self, node: str) -> SimulatedLink:
         """See World."""
         return SimulatedLink(self._cluster, node)
+
+    def messages(self, node: str) -> SimulatedMessages:
+        """See World."""
+        if node not in self._messages:
+            self._messages[node] = SimulatedMessages(self._cluster, node, self._seed)
+        return self._messages[node]
 
     def process(self, node: str) -> SimulatedProcess:
         """See World. Raises HandleError for a client: the load is not to be hurt, it judges."""

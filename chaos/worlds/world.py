@@ -5,7 +5,7 @@ Everything that waits is `async` and awaits only the world, so that one director
 
 from collections.abc import Coroutine, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -46,12 +46,40 @@ class Cut(StrEnum):
     DOWNSTREAM = "downstream"
 
 
+PAYLOAD_BYTES_MAX = 900_000
+"""Of a message that a node sends to itself; the broker takes no more than 2**20 with everything around it."""
+
+ECHO_S = 2.0
+"""For how long a message that a node sends to itself is waited for."""
+
+Direction = Literal["upstream", "downstream"]
+"""From the node to the broker, or from the broker to the node."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bad line does to bytes without losing any, in each of its directions.
+
+    Everything arrives `latency_s` later, give or take `jitter_s` (uniform), in order. No more than `bytes_per_s` pass.
+    What is sent is cut into pieces of about `slice_bytes` (give or take `slice_variation_bytes`), and after each of
+    them the line is quiet for `slice_delay_s`. None: no such limit.
+    """
+
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    bytes_per_s: int | None = None
+    slice_bytes: int | None = None
+    slice_variation_bytes: int = 0
+    slice_delay_s: float = 0.0
+    directions: tuple[Direction, ...] = ("upstream", "downstream")
+
+
 class LinkState(msgspec.Struct, frozen=True):
     """A node's link from both ends.
 
     cid: the connection that `broker_*` are about. answered: something that the node sent over its present connection
     came back. node_in, node_out: the node's message counts over all its connections. broker_in, broker_out: the
-    broker's counts for `cid` (from and to the node), None when it does not list that connection any more.
+    broker's counts for `cid` (from and to the node), None when it does not list that connection any more; then
+    broker_reason is why it closed it, in its own words, as long as it remembers.
     """
 
     connected: bool
@@ -62,6 +90,9 @@ class LinkState(msgspec.Struct, frozen=True):
     broker_in: int | None
     broker_out: int | None
     broker_pending_bytes: int | None
+    broker_reason: str = ""
+    undecoded: int = 0
+    """Messages that the node has got and that were none of our protocol."""
 
 
 def snapshot(elapsed_s: float, standing: Standing, workers: Mapping[str, tuple[str, str]]) -> Snapshot:
@@ -89,11 +120,65 @@ class Link(Protocol):
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """Make the cut; it ends by itself (through the undo log) after `ttl_s` if nobody restores it."""
 
+    async def shape(self, shape: Shape, ttl_s: float) -> None:
+        """Make the line bad, in place of an earlier shape; it ends as a cut does. What has no effect is refused."""
+
     async def restore(self) -> None:
-        """Undo whatever was cut. Harmless when nothing was."""
+        """Undo whatever was cut or shaped. Harmless when nothing was."""
 
     async def inspect(self, cid: int | None = None) -> LinkState:
         """Ask both ends about the present connection, or about connection `cid` at the broker's end."""
+
+    async def echo(self, payload_bytes: int = 0) -> float | None:
+        """Seconds that a message to itself takes over the node's present connection; None for more than `ECHO_S`.
+
+        payload_bytes: as large as the broker takes them, see PAYLOAD_BYTES_MAX.
+        """
+
+
+class Meddling(StrEnum):
+    """What can be done to single messages. corrupt: bytes of the payload are changed."""
+
+    DROP = "drop"
+    DELAY = "delay"
+    DUPLICATE = "duplicate"
+    REORDER = "reorder"
+    CORRUPT = "corrupt"
+
+
+class MessageRule(msgspec.Struct, frozen=True):
+    """What is done to a share of the messages of one direction of a link.
+
+    message: the tag of a message of cluster.protocol, empty for any of them. attributes: what else the kind of
+    meddling has, see chaos.toxiproxy.embedded.message_choice.MESSAGE_KINDS, in its names and units.
+    """
+
+    meddling: Meddling
+    direction: Direction
+    message: str
+    share: float
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
+class MessageCounts(msgspec.Struct, frozen=True):
+    """What a rule has met so far. seen: all messages of its direction. matched: those it is for. affected: those hit."""
+
+    seen: int
+    matched: int
+    affected: int
+
+
+class Messages(Protocol):
+    """The handle of the messages on one node's link. Every method may raise HandleError."""
+
+    async def meddle(self, rule: MessageRule, ttl_s: float) -> None:
+        """Put a rule in force; it ends by itself (through the undo log) after `ttl_s` if nobody restores it."""
+
+    async def meddled(self, rule: MessageRule) -> MessageCounts | None:
+        """What a rule has met so far; None when it is not in force."""
+
+    async def restore(self, rule: MessageRule) -> None:
+        """End a rule; what it holds goes on at once. Harmless when it is not in force."""
 
 
 class Life(StrEnum):
@@ -259,6 +344,9 @@ class World(Protocol):
 
     def link(self, node: str) -> Link:
         """The link of a node."""
+
+    def messages(self, node: str) -> Messages:
+        """The messages on the link of a node."""
 
     def process(self, node: str) -> Process:
         """The process of a worker or a controller."""

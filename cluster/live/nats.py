@@ -81,7 +81,7 @@ class NatsLink:
         self._numbers = itertools.count(1)
         self._awaiting: OrderedDict[str, tuple[str, Message]] = OrderedDict()
         self._forgetting: asyncio.TimerHandle | None = None
-        self._echoes: dict[str, asyncio.Future[None]] = {}
+        self._echoes: dict[str, asyncio.Future[float]] = {}
         self._last_error = ""
         self._refused = ""
         self._lost = 0
@@ -142,19 +142,24 @@ class NatsLink:
 
     async def echo(self, limit_s: float) -> bool:
         """Whether a message to ourselves comes back over the present connection within `limit_s`."""
+        return await self.round_trip(limit_s) is not None
+
+    async def round_trip(self, limit_s: float, payload_bytes: int = 0) -> float | None:
+        """Seconds until a message to ourselves of that size has come back; None when it has not within `limit_s`."""
         if not self._client.is_connected:
-            return False
+            return None
         subject = f"{self._inbox}.echo.{next(self._numbers)}"
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[float] = loop.create_future()
         self._echoes[subject] = arrived
+        began_s = loop.time()
         try:
-            await self._client.publish(subject)
-            await asyncio.wait_for(arrived, limit_s)
+            await self._client.publish(subject, bytes(payload_bytes))
+            return await asyncio.wait_for(arrived, limit_s) - began_s
         except (TimeoutError, NatsError):
-            return False
+            return None
         finally:
             del self._echoes[subject]
-        return True
 
     def facts(self) -> LinkFacts:
         """The link's counters."""
@@ -215,10 +220,11 @@ class NatsLink:
 
     async def _on_message(self, msg: Msg) -> None:
         subject = msg.subject
-        echo = self._echoes.get(subject)
-        if echo is not None:
-            if not echo.done():
-                echo.set_result(None)
+        if subject.startswith(f"{self._inbox}.echo."):
+            echo = self._echoes.get(subject)
+            # One that nobody waits for any more comes late, and is no message of our protocol all the same.
+            if echo is not None and not echo.done():
+                echo.set_result(asyncio.get_running_loop().time())
             return
         if subject.startswith(f"{self._inbox}.nr."):
             waiting = self._awaiting.pop(subject, None)

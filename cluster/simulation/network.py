@@ -5,81 +5,19 @@ behave as nats-py and nats-server do under that condition (pings, reconnects, ha
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 from random import Random
-
-import msgspec
 
 from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, SendFailed
 from cluster.policy import LinkPolicy
 from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Message
 from cluster.simulation.broker import Broker
+from cluster.simulation.condition import Condition, Counters, Flow, NetworkCosts
+from cluster.simulation.connection import Connection, Echo, Patience, handshake_s, wire_bytes
 from cluster.simulation.kernel import Kernel
+from cluster.simulation.line import Shaping
 from cluster.simulation.meddling import Garbled, Meddlers
 
-
-class Flow(StrEnum):
-    """What happens to bytes in one direction."""
-
-    PASS = "pass"
-    DROP = "drop"
-    HOLD = "hold"
-
-
-class Condition(msgspec.Struct, frozen=True):
-    """A link's condition. upstream: node to broker. refused: connections are closed and none can be made.
-
-    close_passes: whether the broker learns that the node has closed its end (a cut cable would not tell it).
-    """
-
-    upstream: Flow = Flow.PASS
-    downstream: Flow = Flow.PASS
-    refused: bool = False
-    close_passes: bool = True
-
-    @property
-    def clear(self) -> bool:
-        """Whether bytes pass both ways."""
-        return self.upstream is Flow.PASS and self.downstream is Flow.PASS and not self.refused
-
-
-class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One-way travel between a node and the broker: `latency_s` plus up to `jitter_s`. Seconds."""
-
-    latency_s: float = 0.0003
-    jitter_s: float = 0.0002
-
-
-class Counters(msgspec.Struct, frozen=True):
-    """Both ends of a link. cid: the connection that broker_* are about, 0 for none; None: the broker lists no such one.
-
-    node_in, node_out: messages over all connections of the node. undecoded: those of node_in that were no messages.
-    """
-
-    connected: bool
-    cid: int
-    node_in: int
-    node_out: int
-    broker_in: int | None
-    broker_out: int | None
-    reconnects: int
-    undecoded: int
-
-
-class _Connection:
-    """One TCP connection through the proxy; each end may be closed before the other knows."""
-
-    def __init__(self, cid: int, node: str, began_s: float) -> None:
-        self.cid = cid
-        self.node = node
-        self.began_s = began_s
-        self.node_open = True
-        self.broker_open = True
-        self.broker_in = self.broker_out = 0
-        self.held_up: list[tuple[str, Message, bool]] = []
-        self.held_down: list[Event] = []
-        self.last_up_s = 0.0
-        self.last_down_s = 0.0
+__all__ = ["Condition", "Counters", "Flow", "Link", "Network", "NetworkCosts"]
 
 
 class Link:
@@ -95,13 +33,14 @@ class Link:
         self._network = network
         self._kernel = network.kernel
         self._deliver = deliver
-        self._connection: _Connection | None = None
-        self._half_open: list[_Connection] = []
+        self._connection: Connection | None = None
+        self._half_open: list[Connection] = []
         self._epoch = 0
         self._connecting = False
         self.node = node
         self.condition = Condition()
-        self.extra_latency_s = 0.0
+        self._shapings: tuple[Shaping | None, Shaping | None] = (None, None)
+        self._patience: Patience | None = None
         self.frozen = False
         self._freezes = 0
         self._overdue = False
@@ -137,7 +76,7 @@ class Link:
     def succeed(self, former: "Link") -> None:
         """Stand behind the same proxy as the link of an earlier process of this node, with what the proxy holds."""
         self.condition = former.condition
-        self.extra_latency_s = former.extra_latency_s
+        self._shapings = former._shapings
         self._half_open = former._half_open
         self.up, self.down = former.up, former.down
 
@@ -169,7 +108,8 @@ class Link:
     def counters(self, cid: int | None = None) -> Counters:
         """The view from both ends, of connection `cid` at the broker's end (default: the present one)."""
         present = self._connection.cid if self._connection is not None else 0
-        listed = self._network.listed.get(present if cid is None else cid)
+        wanted = present if cid is None else cid
+        listed = self._network.listed.get(wanted)
         return Counters(
             connected=self._connection is not None,
             cid=present,
@@ -179,6 +119,8 @@ class Link:
             broker_out=listed.broker_out if listed is not None else None,
             reconnects=self.reconnects,
             undecoded=self.undecoded,
+            pending_bytes=self._patience.pending_bytes() if self._patience is not None and wanted == present else 0,
+            reason=self._network.reasons.get(wanted, ""),
         )
 
     def set_condition(self, condition: Condition) -> None:
@@ -215,7 +157,7 @@ class Link:
         elif self.condition.upstream is Flow.HOLD:
             connection.held_up.append((to, message, needs_responder))
 
-    def receive(self, connection: _Connection, event: Event) -> None:
+    def receive(self, connection: Connection, event: Event) -> None:
         """The broker puts something on its end of a connection."""
         if not connection.broker_open:
             return
@@ -225,7 +167,7 @@ class Link:
         else:
             self._go_down(connection, event)
 
-    def _go_down(self, connection: _Connection, event: Event) -> None:
+    def _go_down(self, connection: Connection, event: Event) -> None:
         if self.condition.downstream is Flow.PASS:
             self._travel_down(connection, event)
         elif self.condition.downstream is Flow.HOLD:
@@ -245,6 +187,29 @@ class Link:
             return False
         self.messages_in += 1
         return True
+
+    def round_trip(self, payload_bytes: int, came_back: Callable[[], None]) -> None:
+        """Send so many bytes to oneself over the present connection; who is told when they are back."""
+        connection = self._connection
+        if connection is None or self.frozen:
+            return
+        self.messages_out += 1
+        if self.condition.upstream is Flow.PASS:
+            self._carry_up(connection, self.node, Echo(payload_bytes, came_back), None)
+
+    def shape(self, up: Shaping | None, down: Shaping | None) -> None:
+        """Change what the line does to bytes, on the existing connection too. None: nothing."""
+        if (up, down) == self._shapings:
+            return
+        self._shapings = (up, down)
+        if self._patience is not None and self._connection is not None:
+            self._patience.shape(up, down)
+
+    def _dropped(self, connection: Connection, reason: str) -> None:
+        """The broker has had enough of a reader; the proxy passes the end on at once, and what waits is lost."""
+        self._network.reasons[connection.cid] = reason
+        self._network.unregister(self.node, connection)
+        self._lose(connection, "connection closed by peer")
 
     def broker_closed(self) -> None:
         """See cluster.simulation.broker.Wire. Where the proxy lets nothing through, the node notices by its pings."""
@@ -274,30 +239,26 @@ class Link:
         if self.frozen and connection is not None:
             self._watch_frozen(connection)
 
-    def _travel_up(self, connection: _Connection, to: str, message: Message, needs_responder: bool) -> None:
+    def _travel_up(self, connection: Connection, to: str, message: Message, needs_responder: bool) -> None:
         unheard = NoResponders(to, message) if needs_responder else None
         self.up.feed(to, message, lambda event: self._carry_up(connection, to, event, unheard))
 
-    def _carry_up(self, connection: _Connection, to: str, event: Event, unheard: NoResponders | None) -> None:
-        arrival_s = max(connection.last_up_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
-        connection.last_up_s = arrival_s
-
+    def _carry_up(self, connection: Connection, to: str, event: Event, unheard: NoResponders | None) -> None:
         def arrive() -> None:
             if connection.broker_open:
                 connection.broker_in += 1
                 self._network.route(self, connection, to, event, unheard)
 
-        self._kernel.at(arrival_s, lambda: self._network.broker.arrived(arrive))
+        connection.up.carry(lambda: self._network.broker.arrived(arrive), lambda: wire_bytes(event))
 
-    def _travel_down(self, connection: _Connection, event: Event) -> None:
-        arrival_s = max(connection.last_down_s, self._kernel.now + self._network.travel_s() + self.extra_latency_s)
-        connection.last_down_s = arrival_s
-
+    def _travel_down(self, connection: Connection, event: Event) -> None:
         def arrive() -> None:
             if connection.node_open:
                 self._arrived(lambda: self._take(event))
 
-        self._kernel.at(arrival_s, arrive)
+        connection.down.carry(arrive, lambda: wire_bytes(event))
+        if self._patience is not None and connection is self._connection and not connection.down.good:
+            self._patience.sent_down()
 
     def _arrived(self, act: Callable[[], None]) -> None:
         """Something reaches the node's end: its process acts on it now, or once it has thawed."""
@@ -310,10 +271,12 @@ class Link:
         self.messages_in += 1
         if isinstance(event, Garbled):
             self.undecoded += 1
+        elif isinstance(event, Echo):
+            event.came_back()
         else:
             self._deliver(event)
 
-    def _release(self, connection: _Connection) -> None:
+    def _release(self, connection: Connection) -> None:
         """What was held goes on its way, in order."""
         held_up, connection.held_up = connection.held_up, []
         for to, message, needs_responder in held_up:
@@ -322,12 +285,12 @@ class Link:
         for event in held_down:
             self._travel_down(connection, event)
 
-    def _watch(self, connection: _Connection) -> None:
+    def _watch(self, connection: Connection) -> None:
         """Both ends ping; each gives up when too many pings stay unanswered."""
         self._watch_from_node(connection)
         self._watch_from_broker(connection)
 
-    def _watch_from_broker(self, connection: _Connection) -> None:
+    def _watch_from_broker(self, connection: Connection) -> None:
         policy = self._network.policy
         epoch = self._epoch
         self._at_ping(
@@ -337,7 +300,7 @@ class Link:
             lambda: self._broker_gives_up(connection, epoch),
         )
 
-    def _watch_frozen(self, connection: _Connection) -> None:
+    def _watch_frozen(self, connection: Connection) -> None:
         policy = self._network.policy
         freezes = self._freezes
         self._at_ping(
@@ -347,12 +310,12 @@ class Link:
             lambda: self._broker_gives_up_frozen(connection, freezes),
         )
 
-    def _watch_from_node(self, connection: _Connection) -> None:
+    def _watch_from_node(self, connection: Connection) -> None:
         policy = self._network.policy
         epoch = self._epoch
         self._at_ping(connection, policy.ping_s, policy.pings_outstanding_max, lambda: self._node_gives_up(epoch))
 
-    def _at_ping(self, connection: _Connection, ping_s: float, outstanding: int, act: Callable[[], None]) -> None:
+    def _at_ping(self, connection: Connection, ping_s: float, outstanding: int, act: Callable[[], None]) -> None:
         age_s = self._kernel.now - connection.began_s
         sent = int(age_s / ping_s)
         self._kernel.at(connection.began_s + (sent + 1 + outstanding) * ping_s, act)
@@ -361,18 +324,18 @@ class Link:
         if epoch == self._epoch and self._connection is not None and not self.frozen:
             self._lose(self._connection, "pings were not answered")
 
-    def _broker_gives_up(self, connection: _Connection, epoch: int) -> None:
+    def _broker_gives_up(self, connection: Connection, epoch: int) -> None:
         if epoch == self._epoch and not self._network.broker.frozen:
             self._network.unregister(self.node, connection)
 
-    def _broker_gives_up_frozen(self, connection: _Connection, freezes: int) -> None:
+    def _broker_gives_up_frozen(self, connection: Connection, freezes: int) -> None:
         if freezes != self._freezes or self._network.broker.frozen:
             return
         self._network.unregister(self.node, connection)
         if self.condition.downstream is Flow.PASS and not self.closed:
             self._lose(connection, "connection closed by peer")
 
-    def _lose(self, connection: _Connection, reason: str) -> None:
+    def _lose(self, connection: Connection, reason: str) -> None:
         """The connection is at its end; a frozen node sees that when it has read what came before."""
         if connection.node_open:
             self._drop(connection)
@@ -383,17 +346,17 @@ class Link:
         self._deliver(LinkDown(reason))
         self._retry()
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         connection.node_open = False
         if self.condition.close_passes:
             self._told_closed(connection)
         else:
             self._half_open.append(connection)
 
-    def _close_after_held(self, connection: _Connection) -> None:
-        self._kernel.at(connection.last_up_s, lambda: self._told_closed(connection))
+    def _close_after_held(self, connection: Connection) -> None:
+        self._kernel.at(connection.up.last_s, lambda: self._told_closed(connection))
 
-    def _told_closed(self, connection: _Connection) -> None:
+    def _told_closed(self, connection: Connection) -> None:
         self._network.broker.arrived(lambda: self._network.unregister(self.node, connection))
 
     def _retry(self) -> None:
@@ -418,10 +381,58 @@ class Link:
             self._connecting = True
             self._kernel.at(self._kernel.now + self._network.policy.connect_s, self._connect_timed_out)
             return
+        if any(self._shapings):
+            self._connecting = True
+            self._shake_hands()
+            return
+        self._connected()
+        assert self._connection is not None
+        self._travel_down(self._connection, LinkUp())
+
+    def _connected(self) -> None:
         self.reconnects += 1
-        connection = self._network.register(self)
-        self._connection = connection
-        self._travel_down(connection, LinkUp())
+        connection = self._connection = self._network.register(self)
+        self._patience = Patience(
+            self._kernel,
+            self._network.policy,
+            connection,
+            suspended=lambda: not self.condition.clear or self.frozen or self._network.broker.frozen,
+            node_gives_up=lambda: self._lose(connection, "pings were not answered"),
+            broker_gives_up=lambda reason: self._dropped(connection, reason),
+        )
+        if any(self._shapings):
+            self._patience.shape(*self._shapings)
+
+    def _shake_hands(self) -> None:
+        """Over a bad line each word of the greeting takes its time, and must come within `connect_s`."""
+        connect_s = self._network.policy.connect_s
+        taken_s = handshake_s(*self._shapings, connect_s)
+        if taken_s is None:
+            self._kernel.at(self._kernel.now + connect_s, self._connect_timed_out)
+        else:
+            self._kernel.at(self._kernel.now + taken_s, self._shaken)
+
+    def _shaken(self) -> None:
+        self._connecting = False
+        if not self.condition.clear or self.closed or self.frozen or not self._network.broker.accepts:
+            self._retry()
+            return
+        self._connected()
+        assert self._connection is not None
+        self._announce(self._connection)
+
+    def _announce(self, connection: Connection) -> None:
+        """The node believes in a new connection over a bad line when a message to itself has come back."""
+        if connection is not self._connection or connection.announced:
+            return
+
+        def believe() -> None:
+            if not connection.announced:
+                connection.announced = True
+                self._deliver(LinkUp())
+
+        self.round_trip(0, believe)
+        self._kernel.at(self._kernel.now + self._network.policy.connect_s, lambda: self._announce(connection))
 
     def _connect_timed_out(self) -> None:
         self._connecting = False
@@ -437,8 +448,10 @@ class Network:
         self.costs = costs
         self.links: dict[str, Link] = {}
         self.broker = Broker(kernel, self.links)
-        self.listed: dict[int, _Connection] = {}
-        self._subscribed: dict[str, _Connection] = {}
+        self.listed: dict[int, Connection] = {}
+        self.reasons: dict[int, str] = {}
+        """Why the broker closed a connection, by its id, where it was the broker's own will."""
+        self._subscribed: dict[str, Connection] = {}
         self._random = random
         self._cid = 0
 
@@ -454,10 +467,10 @@ class Network:
         """One-way travel time of one message."""
         return self.costs.latency_s + self._random.random() * self.costs.jitter_s
 
-    def register(self, link: Link) -> _Connection:
+    def register(self, link: Link) -> Connection:
         """A connection of the node whose subscription has reached the broker. An older one is forgotten."""
         self._cid += 1
-        connection = _Connection(self._cid, link.node, self.kernel.now)
+        connection = Connection(self._cid, link.node, self.kernel, self._random, self.travel_s)
         self.listed[self._cid] = connection
         self._subscribed[link.node] = connection
         return connection
@@ -466,7 +479,7 @@ class Network:
         """The connections of a node that the broker lists, with how many messages came in over each."""
         return {cid: connection.broker_in for cid, connection in self.listed.items() if connection.node == node}
 
-    def unregister(self, node: str, connection: _Connection) -> None:
+    def unregister(self, node: str, connection: Connection) -> None:
         """The broker closes its end."""
         connection.broker_open = False
         self.listed.pop(connection.cid, None)
@@ -474,7 +487,7 @@ class Network:
             del self._subscribed[node]
 
     def route(
-        self, sender: Link, origin: _Connection, to: str, event: Event, unheard: NoResponders | None = None
+        self, sender: Link, origin: Connection, to: str, event: Event, unheard: NoResponders | None = None
     ) -> None:
         """A message has reached the broker. unheard: what the sender is told if nobody listens."""
         nodes = self._addressees(to)

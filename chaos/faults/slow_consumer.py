@@ -1,0 +1,155 @@
+"""`slow_consumer`: a node reads so slowly that the broker loses its patience with it.
+
+Lets a node read no more than 1 kB/s and sends it megabytes (its own messages to itself), so that they pile up at the
+broker, which closes the connection after its write deadline of 2 s. The node connects again and meets the same, until
+the fault ends. It stands for a process that does not keep up with what it has subscribed to. Proof, for every
+connection so treated: bytes wait for it in the broker's own count, or the broker has closed it as a slow consumer.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from chaos.experiment import FaultSpec
+from chaos.faults.fault import Evidence
+from chaos.faults.roles import LINKED, demand_options, demand_roles
+from chaos.worlds.world import ECHO_S, PAYLOAD_BYTES_MAX, LinkState, Shape, World
+from cluster.errors import Code
+
+_BYTES_PER_S = 1_000
+"""The least that Toxiproxy lets flow. At nothing at all it would be a partition."""
+_FLOOD = 12
+"""Messages of 900 kB: more than the sockets on the way take (3 MB on Linux) and than may wait at the broker (8 MiB)."""
+_FLOOD_EVERY_S = 0.15
+_PENDING_BYTES_MIN = 65_536
+_DROPPED = "Slow Consumer"
+"""How the broker begins its reason for closing such a connection."""
+_LOOKS = 4
+_LOOK_EVERY_S = 0.3
+_POLL_S = 0.25
+_DURATION_S_MIN = 6.0
+
+
+class SlowConsumer:
+    """Makes every target a slow reader, and gives it too much to read."""
+
+    KIND: ClassVar[str] = "slow_consumer"
+    COLOUR: ClassVar[str] = "#999933"
+
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        demand_roles(spec, LINKED)
+        demand_options(spec, ())
+        if spec.duration_s < _DURATION_S_MIN:
+            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proofs take")
+        self._targets = spec.targets
+        self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
+        self._ttl_s = spec.ttl_s
+        self._flooded: dict[str, int] = {}
+        self._seen: dict[str, dict[int, str]] = {target: {} for target in spec.targets}
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault."""
+        codes = [Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
+        codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE]
+        if any(not target.startswith("worker-") for target in self._targets):
+            codes.append(Code.CONTROLLER_UNREACHABLE)
+        if self._all_workers:
+            codes.append(Code.NO_WORKERS_AVAILABLE)
+        return tuple(codes)
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        shape = Shape(bytes_per_s=_BYTES_PER_S, directions=("downstream",))
+        for target in self._targets:
+            await world.link(target).shape(shape, self._ttl_s)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        for target in self._targets:
+            await self._flood(world, target)
+        for _ in range(_LOOKS):
+            for target in self._targets:
+                await self._look(world, target)
+            if all(self._seen.values()):
+                break
+            await world.sleep(_LOOK_EVERY_S)
+        return self._evidence()
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """See Fault. Whatever connection a node makes anew is treated as the first one was."""
+        while world.now() + ECHO_S < until_s:
+            for target in self._targets:
+                state = await self._look(world, target)
+                if state.connected and state.cid != self._flooded.get(target):
+                    await self._flood(world, target)
+                    await self._look(world, target)
+            await world.sleep(_POLL_S)
+        await world.sleep(until_s - world.now())
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault."""
+        for target in self._targets:
+            await self._look(world, target)
+        return self._evidence()
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        for target in self._targets:
+            await world.link(target).restore()
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault. Healed means that the node's present connection answers and nothing waits for it."""
+        began_s = world.now()
+        facts: dict[str, object] = {}
+        for target in self._targets:
+            while True:
+                state = await world.link(target).inspect()
+                pending = state.broker_pending_bytes
+                healed = state.connected and state.answered and pending is not None and pending < _PENDING_BYTES_MIN
+                if healed or world.now() - began_s > limit_s:
+                    break
+                await world.sleep(_POLL_S)
+            facts[target] = {"answers_after_s": round(world.now() - began_s, 3), "pending_bytes": pending}
+            if not healed:
+                return Evidence(False, facts)
+        return Evidence(True, facts)
+
+    async def _flood(self, world: World, target: str) -> None:
+        """Send more to the node than can be on the way to it. What it sends itself goes up unhindered."""
+        link = world.link(target)
+        self._flooded[target] = (await link.inspect()).cid
+
+        async def send() -> None:
+            await link.echo(PAYLOAD_BYTES_MAX)
+
+        for _ in range(_FLOOD):
+            # Nobody waits for these to come back.
+            world.spawn(send())
+            await world.sleep(_FLOOD_EVERY_S)
+            if await self._full(world, target):
+                return
+
+    async def _full(self, world: World, target: str) -> bool:
+        await self._look(world, target)
+        return self._flooded[target] in self._seen[target]
+
+    async def _look(self, world: World, target: str) -> LinkState:
+        """How the link is now; notes what the broker says of the connection that was flooded last."""
+        state = await world.link(target).inspect(self._flooded.get(target))
+        flooded, pending = self._flooded.get(target), state.broker_pending_bytes or 0
+        if flooded is not None:
+            seen = self._seen[target]
+            if state.broker_reason.startswith(_DROPPED):
+                seen[flooded] = f"the broker closed it: {state.broker_reason}"
+            elif pending >= _PENDING_BYTES_MIN and flooded not in seen:
+                seen[flooded] = f"{pending} bytes waited for it at the broker"
+        return state
+
+    def _evidence(self) -> Evidence:
+        facts: dict[str, object] = {}
+        for target in self._targets:
+            seen, last = self._seen[target], self._flooded.get(target)
+            bites = bool(seen) and last in seen
+            why = seen[last] if bites and last is not None else f"nothing waited at the broker for connection {last}"
+            facts[target] = {"bites": bites, "because": why, "connections": {str(c): told for c, told in seen.items()}}
+        return Evidence(all(isinstance(told, dict) and told["bites"] for told in facts.values()), facts)
