@@ -34,7 +34,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *points: str) -> None
 def test_every_kind_says_what_it_does_and_has_a_colour_of_its_own() -> None:
     for name, kind in faults.KINDS.items():
         assert faults.describe(kind).startswith(f"`{name}`")
-        assert len(faults.describe(kind)) > 80
+        assert len(faults.describe(kind)) > 50
         assert re.fullmatch("#[0-9a-f]{6}", kind.COLOUR)
     colours = [kind.COLOUR for kind in faults.KINDS.values()]
     assert len(set(colours)) == len(colours)
