@@ -70,6 +70,7 @@ SABOTAGED = {
         *("controller_kill", "controller_freeze", "controller_restart"),
     ),
     serving_cases.BROKERS: ("broker_kill", "broker_restart", "broker_freeze"),
+    serving_cases.LINKS: ("latency", "bandwidth", "slicer"),
 }
 KILLED_AT = ("start_of_ray", "start_of_actors", "baseline", "fault")
 
@@ -118,6 +119,7 @@ def cases() -> list[Case]:
     found.append(Case("kill_9_fifty", f"all {kill_cases.KILLS} without a fault in time", _killed_fifty))
     found.append(Case("serving_processes", "exit 0, pass, whole after each of seven", _serving_processes))
     found.append(Case("broker_faults", "exit 0, pass, whole after each of four", _broker_faults))
+    found.append(Case("link_faults", "exit 0, pass, whole after each of five", _link_faults))
     found += [
         Case(f"sabotage_{path.stem}", "exit 4, invalid", partial(_sabotage_each, experiment=path)) for path in SABOTAGED
     ]
@@ -401,8 +403,15 @@ def _broker_faults(out: Path) -> Outcome:
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
 
 
+def _link_faults(out: Path) -> Outcome:
+    code, run, verdict, problems = _serving(out, serving_cases.LINKS)
+    if verdict is not None:
+        problems += serving_cases.hurt_processes(verdict, serving_cases.LINKS)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
 def _sabotage_each(out: Path, experiment: Path) -> Outcome:
-    """Whatever process a fault is aimed at, nothing is done to it: no fault may be called verified."""
+    """Whatever a fault is aimed at, nothing is done to it: no fault may be called verified."""
     settings = [f"phases.{phase}.duration_s=12" for phase in SABOTAGED[experiment]]
     code, run, problems = _to_its_end(out, settings, "tests.sabotage", str(experiment))
     verdict = _verdict(run, problems)

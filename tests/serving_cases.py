@@ -13,10 +13,11 @@ CENSUS = "census.json"
 MODULE = "tests.serving_soak"
 PROCESSES = Path(__file__).parent / "live" / "processes.yaml"
 BROKERS = Path(__file__).parent / "live" / "brokers.yaml"
+LINKS = Path(__file__).parent / "live" / "links.yaml"
 SOAK = Path(__file__).parent / "live" / "soak.yaml"
 RUN_S_MAX = 600.0
 REQUESTS_MIN = 2_000
-FAULTS = {PROCESSES: 7, BROKERS: 4}
+FAULTS = {PROCESSES: 7, BROKERS: 4, LINKS: 5}
 SUBSCRIPTIONS = {"client": 1, "controller": 3, "worker": 1}
 # Nothing that is kept per request fits in here: each node sees hundreds of them.
 GROWTH_MAX = 64
@@ -35,7 +36,7 @@ class Census(msgspec.Struct):
 
 
 def hurt_processes(verdict: Verdict, experiment: Path = PROCESSES) -> list[str]:
-    """Why a run of processes.yaml or brokers.yaml did not show what it should: no request hung, no stream broken, whole
+    """Why a run of one of these experiments did not show what it should: no request hung, no stream broken, whole
     each time."""
     problems = [] if verdict.verdict is VerdictOutcome.PASS else list(verdict.reasons[:3])
     count = FAULTS[experiment]

@@ -13,8 +13,8 @@ from typing import ClassVar
 from msgspec.structs import replace
 
 from chaos.experiment import FaultSpec
-from chaos.faults.roles import demand_options, number
-from chaos.faults.shaped import Probe, ShapedLine, direction_of
+from chaos.faults.roles import demand_options
+from chaos.faults.shaped import Probe, ShapedLine, direction_of, whole_number
 
 _KB = 1_000
 _KB_PER_S = (1, 1_500)
@@ -31,10 +31,7 @@ class Bandwidth(ShapedLine):
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_options(spec, ("kb_per_s", "direction"))
-        kb_per_s = number(spec, "kb_per_s", None, *_KB_PER_S)
-        if kb_per_s != int(kb_per_s):
-            raise ValueError(f"options.kb_per_s: expected a whole number, got {kb_per_s:g}")
-        bytes_per_s = int(kb_per_s) * _KB
+        bytes_per_s = whole_number(spec, "kb_per_s", None, *_KB_PER_S) * _KB
         blank, ways = direction_of(spec)
         probe = Probe(int(bytes_per_s * _PROBE_S), ways * _PROBE_S)
         super().__init__(spec, nodes, replace(blank, bytes_per_s=bytes_per_s), probe)

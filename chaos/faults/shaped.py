@@ -12,7 +12,7 @@ import msgspec
 
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.roles import LINKED, demand_roles
+from chaos.faults.roles import LINKED, demand_roles, number
 from chaos.worlds.world import ECHO_S, HandleError, Shape, World
 from cluster.errors import Code
 
@@ -174,3 +174,11 @@ def direction_of(spec: FaultSpec) -> tuple[Shape, int]:
         case "downstream":
             return Shape(directions=("downstream",)), 1
     raise ValueError(f"options.direction: expected one of {', '.join(DIRECTIONS)}, got {direction!r}")
+
+
+def whole_number(spec: FaultSpec, option: str, default: int | None, least: int, most: int) -> int:
+    """As roles.number, for what Toxiproxy counts in whole numbers. Raises ValueError."""
+    value = number(spec, option, default, least, most)
+    if value != int(value):
+        raise ValueError(f"options.{option}: expected a whole number, got {value:g}")
+    return int(value)

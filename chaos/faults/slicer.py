@@ -14,8 +14,8 @@ from typing import ClassVar
 from msgspec.structs import replace
 
 from chaos.experiment import FaultSpec
-from chaos.faults.roles import demand_options, number
-from chaos.faults.shaped import Probe, ShapedLine, direction_of
+from chaos.faults.roles import demand_options
+from chaos.faults.shaped import Probe, ShapedLine, direction_of, whole_number
 from chaos.worlds.world import PAYLOAD_BYTES_MAX
 
 _PROBE_S = 0.3
@@ -33,23 +33,20 @@ class Slicer(ShapedLine):
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_options(spec, ("average_bytes", "variation_bytes", "delay_us", "direction"))
-        average = number(spec, "average_bytes", None, *_AVERAGE_BYTES)
-        variation = number(spec, "variation_bytes", 0, 0, average)
-        delay_us = number(spec, "delay_us", None, *_DELAY_US)
-        for option, value in (("average_bytes", average), ("variation_bytes", variation), ("delay_us", delay_us)):
-            if value != int(value):
-                raise ValueError(f"options.{option}: expected a whole number, got {value:g}")
-        largest = int(average + variation)
+        average = whole_number(spec, "average_bytes", None, *_AVERAGE_BYTES)
+        variation = whole_number(spec, "variation_bytes", 0, 0, average)
+        delay_us = whole_number(spec, "delay_us", None, *_DELAY_US)
+        largest = average + variation
         pieces = max(2, math.ceil(_PROBE_S / (delay_us / 1_000_000)))
         payload_bytes = pieces * largest
         if payload_bytes > PAYLOAD_BYTES_MAX:
             least_us = math.ceil(_PROBE_S * 1_000_000 * largest / PAYLOAD_BYTES_MAX)
-            raise ValueError(f"options.delay_us: expected at least {least_us} for such large pieces, got {delay_us:g}")
+            raise ValueError(f"options.delay_us: expected at least {least_us} for such large pieces, got {delay_us}")
         blank, ways = direction_of(spec)
         shape = replace(
             blank,
-            slice_bytes=int(average),
-            slice_variation_bytes=int(variation),
+            slice_bytes=average,
+            slice_variation_bytes=variation,
             slice_delay_s=delay_us / 1_000_000,
         )
         # With pauses of a second two pieces are enough, and what takes longer than an echo may is not waited for.

@@ -44,6 +44,7 @@ class SlowConsumer:
         self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
         self._ttl_s = spec.ttl_s
         self._flooded: dict[str, int] = {}
+        self._treated: dict[str, list[int]] = {target: [] for target in spec.targets}
         self._seen: dict[str, dict[int, str]] = {target: {} for target in spec.targets}
 
     @property
@@ -118,6 +119,7 @@ class SlowConsumer:
         """Send more to the node than can be on the way to it. What it sends itself goes up unhindered."""
         link = world.link(target)
         self._flooded[target] = (await link.inspect()).cid
+        self._treated[target].append(self._flooded[target])
 
         async def send() -> None:
             await link.echo(PAYLOAD_BYTES_MAX)
@@ -148,8 +150,13 @@ class SlowConsumer:
     def _evidence(self) -> Evidence:
         facts: dict[str, object] = {}
         for target in self._targets:
-            seen, last = self._seen[target], self._flooded.get(target)
-            bites = bool(seen) and last in seen
-            why = seen[last] if bites and last is not None else f"nothing waited at the broker for connection {last}"
+            seen = self._seen[target]
+            missed = [cid for cid in self._treated[target] if cid not in seen]
+            bites = bool(seen) and not missed
+            why = f"{len(seen)} connections were more than the node read" if bites else _nothing(missed)
             facts[target] = {"bites": bites, "because": why, "connections": {str(c): told for c, told in seen.items()}}
         return Evidence(all(isinstance(told, dict) and told["bites"] for told in facts.values()), facts)
+
+
+def _nothing(missed: Sequence[int]) -> str:
+    return f"nothing waited at the broker for connection {', '.join(str(cid) for cid in missed) or 'at all'}"

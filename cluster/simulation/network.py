@@ -369,11 +369,8 @@ class Link:
         if self.frozen:
             self._overdue = True
             return
-        if self.condition.refused:
-            self._retry()
-            return
         broker = self._network.broker
-        if self.condition.clear and not broker.accepts:
+        if self.condition.refused or (self.condition.clear and not broker.accepts):
             self._retry()
             return
         if not self.condition.clear or broker.frozen:
@@ -382,8 +379,12 @@ class Link:
             self._kernel.at(self._kernel.now + self._network.policy.connect_s, self._connect_timed_out)
             return
         if any(self._shapings):
+            # Each word of the greeting takes its time, and must come within `connect_s`.
             self._connecting = True
-            self._shake_hands()
+            connect_s = self._network.policy.connect_s
+            taken_s = handshake_s(*self._shapings, connect_s)
+            ended = self._connect_timed_out if taken_s is None else self._shaken
+            self._kernel.at(self._kernel.now + (connect_s if taken_s is None else taken_s), ended)
             return
         self._connected()
         assert self._connection is not None
@@ -402,15 +403,6 @@ class Link:
         )
         if any(self._shapings):
             self._patience.shape(*self._shapings)
-
-    def _shake_hands(self) -> None:
-        """Over a bad line each word of the greeting takes its time, and must come within `connect_s`."""
-        connect_s = self._network.policy.connect_s
-        taken_s = handshake_s(*self._shapings, connect_s)
-        if taken_s is None:
-            self._kernel.at(self._kernel.now + connect_s, self._connect_timed_out)
-        else:
-            self._kernel.at(self._kernel.now + taken_s, self._shaken)
 
     def _shaken(self) -> None:
         self._connecting = False

@@ -39,6 +39,9 @@ def test_requests_belong_to_the_phase_in_which_they_were_due() -> None:
         ("latency_p99_s", "fault", 1.0 + LATENCY_S),
         ("ttft_p50_s", "baseline", LATENCY_S - 0.1),
         ("ttft_p95_s", "baseline", LATENCY_S - 0.1),
+        # From the first token to the last, over the gaps between them.
+        ("inter_token_p50_s", "baseline", 0.1 / (MAX_TOKENS - 1)),
+        ("inter_token_p95_s", "baseline", 0.1 / (MAX_TOKENS - 1)),
         ("dispatch_lag_p99_s", None, 0.001),
         ("detection_s", None, 0.9),
         ("detection_s", "fault", 0.9),

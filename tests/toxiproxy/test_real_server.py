@@ -84,6 +84,22 @@ def test_an_occupied_port_is_an_error(api: Toxiproxy, upstream: socket.socket) -
     assert api.proxy("busy") is None
 
 
+def test_a_proxy_that_cannot_be_bound_again_costs_one_line_and_comes_back_when_its_port_is_free(api: Toxiproxy) -> None:
+    """As when a reset switches it off and on, and somebody else takes the port in between."""
+    state = api.create_proxy("unbindable", "127.0.0.1:0", "127.0.0.1:9")
+    api.set_enabled("unbindable", False)
+    host, _, port = state.listen.rpartition(":")
+    with socket.create_server((host, int(port))):
+        with pytest.raises(ToxiproxyRefused, match="address already in use") as caught:
+            api.set_enabled("unbindable", True)
+        assert "\n" not in str(caught.value)
+        left = api.proxy("unbindable")
+        assert left is not None
+        assert not left.enabled
+    assert api.set_enabled("unbindable", True).listen == state.listen
+    api.delete_proxy("unbindable")
+
+
 def test_a_stall_whose_ends_have_gone_is_removed_in_bounded_time(api: Toxiproxy, upstream: socket.socket) -> None:
     state = api.create_proxy("stall", "127.0.0.1:0", _address(upstream))
     api.add_toxic("stall", Toxic("kept", "noop"))
