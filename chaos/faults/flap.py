@@ -31,7 +31,7 @@ class Flap(Partition):
     """Strikes every target's link again and again."""
 
     KIND: ClassVar[str] = "flap"
-    COLOUR: ClassVar[str] = "#e69f00"
+    COLOUR: ClassVar[str] = "#997700"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_options(spec, ("up_s", "down_s"), modes=tuple(cut.value for cut in Cut))

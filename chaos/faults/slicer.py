@@ -29,7 +29,7 @@ class Slicer(ShapedLine):
     """Cuts up everything on the targets' links."""
 
     KIND: ClassVar[str] = "slicer"
-    COLOUR: ClassVar[str] = "#cc79a7"
+    COLOUR: ClassVar[str] = "#ee99aa"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_options(spec, ("average_bytes", "variation_bytes", "delay_us", "direction"))

@@ -33,7 +33,7 @@ class SlowConsumer:
     """Makes every target a slow reader, and gives it too much to read."""
 
     KIND: ClassVar[str] = "slow_consumer"
-    COLOUR: ClassVar[str] = "#999933"
+    COLOUR: ClassVar[str] = "#994455"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_roles(spec, LINKED)
