@@ -9,7 +9,7 @@ import importlib.util
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -81,12 +81,15 @@ class ToxiproxyRefused(ToxiproxyError):
 
 
 class Toxic(msgspec.Struct, frozen=True):
-    """One toxic. Attributes are integers in Toxiproxy's own units (ms, KB/s, bytes; `slicer.delay` in microseconds)."""
+    """One toxic. Attributes are integers in Toxiproxy's own units (ms, KB/s, bytes; `slicer.delay` in microseconds).
+
+    Those that the embedded server has on messages (see messages.py) have texts among them.
+    """
 
     name: str
     type: str
     stream: Literal["upstream", "downstream"] = "downstream"
-    attributes: dict[str, int] = {}
+    attributes: Mapping[str, int | str] = {}
     toxicity: float = 1.0
 
 
@@ -128,14 +131,14 @@ class Toxiproxy:
         """The server's version, in its own words (`git` when made by `go install`)."""
 
         def ask() -> str:
-            return _decode(self._consumer.get("/version").content, dict[str, str])["version"]
+            return decode(self._consumer.get("/version").content, dict[str, str])["version"]
 
         return self._call("version", "", ask)
 
     def proxies(self) -> dict[str, ProxyState]:
         """All proxies by name. Hangs up to the deadline while a removal is stuck on any proxy; `proxy` does not."""
         return self._call(
-            "list proxies", "", lambda: _decode(self._consumer.get("/proxies").content, dict[str, ProxyState])
+            "list proxies", "", lambda: decode(self._consumer.get("/proxies").content, dict[str, ProxyState])
         )
 
     def proxy(self, name: str) -> ProxyState | None:
@@ -284,7 +287,7 @@ class Toxiproxy:
 
     def _read(self, name: str) -> ProxyState | None:
         try:
-            return _decode(self._consumer.get(f"/proxies/{name}").content, ProxyState)
+            return decode(self._consumer.get(f"/proxies/{name}").content, ProxyState)
         except ToxiproxyRefused as refusal:
             if refusal.status == 404:
                 return None
@@ -379,7 +382,7 @@ def _consumer(host: str, port: int) -> Any:
                 raise _refusal(answer.status_code, answer.content)
             # Before the package looks into it: every answer of the API with a body is a JSON object.
             if answer.status_code != 204:
-                _decode(answer.content, dict[str, Any])
+                decode(answer.content, dict[str, Any])
             return answer
 
     Consumer.host = host
@@ -405,7 +408,7 @@ def _client_classes(consumer: Any) -> tuple[Any, Any]:
 
 def _refusal(status: int, body: bytes) -> ToxiproxyRefused:
     try:
-        text = _decode(body, dict[str, Any]).get("error", "")
+        text = decode(body, dict[str, Any]).get("error", "")
     except ToxiproxyMalformed:
         text = body.decode("utf-8", "replace")
     return ToxiproxyRefused(f"status {status}: {' '.join(str(text).split())[:200] or 'no text'}", status)
@@ -439,7 +442,8 @@ def _was_refused(error: BaseException | None) -> bool:
     return False
 
 
-def _decode(body: bytes, shape: type[T]) -> T:
+def decode(body: bytes, shape: type[T]) -> T:
+    """An answer's body. Raises ToxiproxyMalformed."""
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.MsgspecError as error:

@@ -1,4 +1,4 @@
-"""Where the `toxiproxy-server` binary comes from: named, found, cached, or built once."""
+"""Where the `toxiproxy-server` comes from: named, found, cached, built once, or else our own embedded one."""
 
 import os
 import shutil
@@ -18,6 +18,9 @@ _BUILD_S_MAX = 300.0
 _DOWNLOAD_S_MAX = 180.0
 EXIT_UNAVAILABLE = 5
 
+EMBEDDED = "embedded"
+"""What TOXIPROXY_SERVER says to ask for our own server."""
+
 Flavour = Literal["named", "path", "cached", "built"]
 """How the server was got: named by TOXIPROXY_SERVER, found on PATH, in our cache, or built just now."""
 
@@ -34,10 +37,38 @@ class ServerBinary(msgspec.Struct, frozen=True):
     version: str
 
 
+class ServerChoice(msgspec.Struct, frozen=True):
+    """What to start. title: what it is, for people. embedded: whether it is ours, which knows messages too."""
+
+    argv: tuple[str, ...]
+    title: str
+    embedded: bool
+
+
 def cache_directory() -> Path:
     """Where this project keeps what outlives a run: `$MLX_CHAOS_CACHE`, else `~/.cache/mlx-chaos`."""
     named = os.environ.get("MLX_CHAOS_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "mlx-chaos"
+
+
+def choose_server() -> ServerChoice:
+    """The real server where one can be had, else our own. Raises ToxiproxyUnavailable for a named one that fails."""
+    named = os.environ.get("TOXIPROXY_SERVER")
+    if named == EMBEDDED:
+        return embedded_server("asked for by TOXIPROXY_SERVER")
+    try:
+        binary = find_server()
+    except ToxiproxyUnavailable as error:
+        if named:
+            raise
+        return embedded_server(str(error))
+    return ServerChoice((str(binary.path),), f"toxiproxy-server {binary.version} ({binary.flavour})", False)
+
+
+def embedded_server(why: str) -> ServerChoice:
+    """Our own server. why: one line."""
+    argv = (sys.executable, "-m", "chaos.toxiproxy.embedded")
+    return ServerChoice(argv, f"embedded server, like toxiproxy-server {VERSION} ({why})", True)
 
 
 def find_server() -> ServerBinary:
@@ -151,13 +182,13 @@ def _run(command: list[str], environment: Mapping[str, str], folder: Path, limit
 
 
 def main() -> int:
-    """Prepare the server and say which one it is. Exit code 5 when there is none."""
+    """Prepare the server and say which one it is. Exit code 5 when a named one does not run."""
     try:
-        server = find_server()
+        server = choose_server()
     except ToxiproxyUnavailable as error:
         print(error, file=sys.stderr)
         return EXIT_UNAVAILABLE
-    print(f"toxiproxy-server {server.version} ({server.flavour}): {server.path}")
+    print(f"{server.title}: {' '.join(server.argv)}")
     return 0
 
 

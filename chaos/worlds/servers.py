@@ -1,4 +1,8 @@
-"""The servers of a live world, NATS and Toxiproxy, as children of the keeper, and one proxy per node."""
+"""The servers of a live world, NATS and Toxiproxy, as children of the keeper, and one proxy per node.
+
+Where an experiment meddles with messages, the embedded server stands between the real one and the broker for the nodes
+concerned: it knows what a message is. Where no real one can be had, it does everything.
+"""
 
 import json
 import socket
@@ -8,7 +12,8 @@ from pathlib import Path
 
 from chaos.keeper import Keeper, KeeperError
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
-from chaos.toxiproxy.launcher import ToxiproxyUnavailable, find_server
+from chaos.toxiproxy.launcher import ServerChoice, ToxiproxyUnavailable, choose_server, embedded_server
+from chaos.toxiproxy.messages import MessageToxiproxy
 from chaos.undo import ProxyEntry, UndoError, UndoLog
 from chaos.worlds.world import InfrastructureError
 from cluster.live.broker import NAME as BROKER
@@ -18,6 +23,8 @@ from cluster.policy import LinkPolicy
 _START_S = 10.0
 _TRIES_MAX = 3
 _HOST = "127.0.0.1"
+_TOXIPROXY = "toxiproxy"
+_MESSAGES = "toxiproxy-messages"
 
 
 class Servers:
@@ -31,12 +38,17 @@ class Servers:
         controllers: Sequence[str],
         link: LinkPolicy,
         broker_port: int,
+        meddled: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
-        """nodes: all of them, the controllers too."""
+        """nodes: all of them, the controllers too. meddled: those whose messages are meddled with, by this seed."""
         self._run_id = run_id
         self._broker_port = broker_port
         self._logs = logs
         self._nodes = nodes
+        self._meddled = meddled
+        self._seed = seed
+        self._choice: ServerChoice | None = None
         settings = BrokerSettings(ping_interval_s=link.broker_ping_s, ping_max=link.broker_pings_outstanding_max)
         self.broker = Broker(logs / "broker", nodes, settings, broker_port, controllers)
         self.broker_pid = 0
@@ -45,6 +57,9 @@ class Servers:
         self.undo: UndoLog | None = None
         self.keeper: Keeper | None = None
         self.toxiproxy: Toxiproxy | None = None
+        self.messages: MessageToxiproxy | None = None
+        """Who knows what a message is, where somebody has to."""
+        self.message_proxies: dict[str, str] = {}
         self.flavour = ""
         self.proxies: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
@@ -58,7 +73,7 @@ class Servers:
                 Toxiproxy(toxiproxy_url).version()
                 return
             _demand_free("cluster.toxiproxy_port", toxiproxy_port)
-            find_server()
+            self._choice = choose_server()
         except (BrokerUnavailable, ToxiproxyError, ToxiproxyUnavailable) as error:
             raise InfrastructureError(str(error)) from error
 
@@ -76,6 +91,10 @@ class Servers:
             else:
                 self.toxiproxy = Toxiproxy(toxiproxy_url)
                 self.flavour = f"running at {toxiproxy_url}, version {_version(self.toxiproxy)}"
+            if self._meddled and self.messages is None:
+                choice = embedded_server("for messages, behind the other")
+                self.messages = MessageToxiproxy(self._start_server(self.keeper, _MESSAGES, choice, 0))
+                self.flavour += f"; {choice.title}"
             self._make_proxies(self.undo, self.toxiproxy, shared=toxiproxy_url is not None)
         except (BrokerUnavailable, KeeperError, ToxiproxyError, ToxiproxyUnavailable, UndoError) as error:
             raise InfrastructureError(str(error)) from error
@@ -124,25 +143,35 @@ class Servers:
         return left
 
     def _start_toxiproxy(self, keeper: Keeper, port: int) -> Toxiproxy:
-        binary = find_server()
-        self.flavour = f"toxiproxy-server {binary.version} ({binary.flavour})"
+        choice = self._choice or choose_server()
+        self.flavour = choice.title
+        url = self._start_server(keeper, _TOXIPROXY, choice, port)
+        if not choice.embedded:
+            return Toxiproxy(url)
+        self.messages = MessageToxiproxy(url)
+        return self.messages
+
+    def _start_server(self, keeper: Keeper, name: str, choice: ServerChoice, port: int) -> str:
+        """The URL of a Toxiproxy that answers. port: 0 for a free one."""
         for attempt in range(1, _TRIES_MAX + 1):
             chosen = port or _free_port()
             _demand_free("cluster.toxiproxy_port", port)
-            argv = [str(binary.path), "-host", _HOST, "-port", str(chosen)]
-            keeper.spawn("toxiproxy", argv, {"LOG_LEVEL": "error"})
+            argv = [*choice.argv, "-host", _HOST, "-port", str(chosen)]
+            if choice.embedded:
+                argv += ["-seed", str(self._seed)]
+            keeper.spawn(name, argv, {"LOG_LEVEL": "error"})
             api = Toxiproxy(f"http://{_HOST}:{chosen}")
             ends_s = time.monotonic() + _START_S
-            while time.monotonic() < ends_s and keeper.children().get("toxiproxy", 0) is None:
+            while time.monotonic() < ends_s and keeper.children().get(name, 0) is None:
                 try:
                     api.version()
                 except ToxiproxyError:
                     time.sleep(0.05)
                 else:
-                    return api
+                    return api.url
             if attempt < _TRIES_MAX:
-                keeper.stop_child("toxiproxy")
-        raise InfrastructureError(f"toxiproxy-server does not start; see {self._logs / 'toxiproxy.log'}")
+                keeper.stop_child(name)
+        raise InfrastructureError(f"{name} does not start; see {self._logs / f'{name}.log'}")
 
     def _make_proxies(self, undo: UndoLog, api: Toxiproxy, *, shared: bool) -> None:
         for node in self._nodes:
@@ -150,9 +179,19 @@ class Servers:
             name = f"{self._run_id}-{node}" if shared else node
             if shared:
                 undo.add(ProxyEntry(api_url=api.url, proxy=name))
-            state = api.create_proxy(name, f"{_HOST}:0", self.broker.address)
+            upstream = self._message_hop(node, name, api) if node in self._meddled else self.broker.address
+            state = api.create_proxy(name, f"{_HOST}:0", upstream)
             self.proxies[node] = name
             self._addresses[node] = state.listen
+
+    def _message_hop(self, node: str, name: str, api: Toxiproxy) -> str:
+        """Where the node's proxy has to lead, so that the node's messages can be meddled with."""
+        assert self.messages is not None
+        if self.messages is api:
+            self.message_proxies[node] = name
+            return self.broker.address
+        self.message_proxies[node] = node
+        return self.messages.create_proxy(node, f"{_HOST}:0", self.broker.address).listen
 
 
 def _version(api: Toxiproxy) -> str:
