@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.processes import PROOF_S, told
+from chaos.faults.processes import PROOF_S, inspect, told
 from chaos.faults.roles import HOSTED, demand_options, demand_roles, role_of
 from chaos.worlds.world import BrokerState, HandleError, Life, World
 from cluster.errors import Code
@@ -52,8 +52,7 @@ async def watch(world: World, judge: Judge, nodes: Sequence[str] = (), *, limit_
         state = await world.broker().inspect()
         bites, why = judge(state)
         facts: dict[str, object] = {"broker": {"bites": bites, "because": why, "state": told(state)}}
-        for node in nodes if bites else ():
-            seen = await world.process(node).inspect()
+        for node, seen in (await inspect(world, nodes if bites else ())).items():
             cut_off = not seen.answers
             said = "nothing that it sends comes back" if cut_off else "its own message came back over its link"
             facts[node] = {"bites": cut_off, "because": said, "state": told(seen)}

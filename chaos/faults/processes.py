@@ -49,8 +49,15 @@ def explained(targets: Sequence[str], nodes: Sequence[str], *extra: Code) -> tup
 
 
 async def inspect(world: World, targets: Iterable[str]) -> dict[str, ProcessState]:
-    """How the targets stand now. Raises HandleError."""
-    return {target: await world.process(target).inspect() for target in targets}
+    """How the targets stand now, all asked at once: who stands still keeps us waiting. Raises HandleError."""
+    states: dict[str, ProcessState] = {}
+
+    async def look(target: str) -> None:
+        states[target] = await world.process(target).inspect()
+
+    wanted = list(targets)
+    await side_by_side(world, [look(target) for target in wanted])
+    return {target: states[target] for target in wanted}
 
 
 async def side_by_side(world: World, work: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -21,6 +21,7 @@ from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable, serve
 from cluster.policy import LinkPolicy
 
 _START_S = 10.0
+_LISTED_S = 1.0
 _TRIES_MAX = 3
 _HOST = "127.0.0.1"
 _TOXIPROXY = "toxiproxy"
@@ -111,7 +112,7 @@ class Servers:
     def listed(self, node: str) -> dict[int, int] | None:
         """The node's connections that the broker lists, with the messages that came in; None when it does not tell."""
         try:
-            connections = self.broker.all_connections()
+            connections = self.broker.all_connections(_LISTED_S)
         except BrokerUnavailable:
             return None
         return {connection.cid: connection.in_msgs for connection in connections if connection.name == node}

@@ -277,8 +277,7 @@ class ControllerNode:
         return [*commands, Send(worker, dispatch, needs_responder=True)]
 
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
-        serving, able = self._workforce.serving(entry.submit.model), self._workforce.able(entry)
-        if able and not any(self._workforce.has_room(worker) for worker in able):
+        if self._workforce.is_only_full(entry):
             self._waiting.add(entry)
             self._timeouts.arm(entry)
             return []
@@ -287,6 +286,7 @@ class ControllerNode:
             entry.retry_s = self._settled_s
             self._timeouts.arm(entry)
             return []
+        serving = self._workforce.serving(entry.submit.model)
         if entry.hold_until_s is None:
             entry.hold_until_s = now + self._policy.routing.hold_s
         if serving and now < entry.hold_until_s:
@@ -295,8 +295,7 @@ class ControllerNode:
             self._timeouts.arm(entry)
             return []
         entry.attempts_made += 1
-        members = self._membership.members
-        short = bool(serving) and all(members[worker].heartbeat.pressure for worker in serving)
+        short = bool(serving) and all(self._membership.members[worker].heartbeat.pressure for worker in serving)
         nobody = Code.RESOURCE_LIMIT_EXCEEDED if short else Code.NO_WORKERS_AVAILABLE
         return self._retry_or_end(entry, entry.last_code or nobody, now)
 
@@ -326,9 +325,9 @@ class ControllerNode:
             entry = self._ledger.get(chunk.attempt.request_id)
             if entry is None or entry.attempt is None or entry.attempt.id != chunk.attempt:
                 commands += stale_report(report.worker, chunk, now)
-            elif chunk.index != len(entry.tokens):
+            elif chunk.index > len(entry.tokens):
                 commands += self._attempt_failed(entry, Code.STREAM_BROKEN, now)
-            else:
+            elif chunk.index == len(entry.tokens):  # what comes twice is known already
                 commands += self._progress(entry, entry.attempt, chunk, news, now)
         deliveries = [Send(client, Delivery(self.incarnation, tuple(parts))) for client, parts in news.items()]
         return [*deliveries, *commands]

@@ -66,6 +66,15 @@ class Workforce:
         """Whether one more attempt would not wait for long there."""
         return self.load(worker) < self._policy.routing.outstanding_max
 
+    def is_only_full(self, entry: Entry) -> bool:
+        """Whether a request has only to wait for a place.
+
+        A worker behind an open breaker has places that nobody may take: they say nothing where another one is trusted.
+        """
+        able = self.able(entry)
+        trusted = [worker for worker in able if self.breakers[worker].allows()] or able
+        return bool(able) and not any(self.has_room(worker) for worker in trusted)
+
     def is_loading(self, attempt: Attempt, now: float) -> bool:
         """Whether the attempt's worker has said that it loads a model, so that its silence proves nothing."""
         member = self.membership.members[attempt.worker]

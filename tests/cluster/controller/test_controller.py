@@ -649,6 +649,18 @@ def test_a_worker_gets_no_more_than_it_has_room_for_and_the_rest_waits_for_it() 
     assert [sent.attempt.request_id for _, sent in dispatches(freed)] == ["r2"], "at once, without polling"
 
 
+def test_who_could_go_to_a_full_worker_waits_for_it_although_another_is_idle_behind_its_open_breaker() -> None:
+    desk = Desk(Policy(routing=RoutingPolicy(outstanding_max=1, hold_s=0.2), breaker=BreakerPolicy(failures_to_open=1)))
+    ((worker, broken),) = dispatches(desk.submit("f1", 0.0, session="s"))
+    desk.report(worker, Chunk(broken.attempt, 0, code=str(Code.ENGINE_ERROR)), 0.0)
+    ((other, _),) = dispatches(desk.until(0.05))
+    assert desk.node.workers()[worker][1] == "open"
+    assert desk.node.workers()[other][1] == "closed"
+    waiting = [*desk.submit("r1", 0.1), *desk.until(0.8)]
+    assert told(waiting) == [], "held beyond hold_s, for there will be room"
+    assert desk.node.gauges().queue_depth == 1
+
+
 def test_those_who_wait_are_not_overtaken_but_by_a_higher_priority() -> None:
     desk = Desk(Policy(routing=RoutingPolicy(outstanding_max=1)), workers=("w0",))
     ((_, running),) = dispatches(desk.submit("r1", 0.0))
