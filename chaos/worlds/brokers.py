@@ -56,6 +56,8 @@ class BrokerProcess:
             created_s = psutil.Process(pid).create_time()
             entry = FrozenEntry(pid=pid, created_s=created_s, name=NAME, expires_unix_s=time.time() + ttl_s)
             self._frozen = undo.add(entry)
+        except psutil.NoSuchProcess:
+            raise HandleError(f"broker: its process {pid} is gone, SIGSTOP reaches nobody") from None
         except (UndoError, psutil.Error) as error:
             raise HandleError(f"broker: {error}") from error
         await self._signal(signal.SIGSTOP, lambda pid: status(pid) == psutil.STATUS_STOPPED)

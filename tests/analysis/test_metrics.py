@@ -216,3 +216,13 @@ def test_overlapping_faults_return_together_and_followed_ones_do_not_count() -> 
     assert first.followed
     assert first.return_to_steady_s is None
     assert measure(run.history(), "return_to_steady_s").value == pytest.approx(0.4)
+
+
+def test_how_long_the_refused_waited_counts_from_their_intended_time_and_from_nobody_else() -> None:
+    run = fresh()
+    for number, row in enumerate(run.find("requests")[:40]):
+        run.change(row, outcome="refused", code="NO_WORKERS_AVAILABLE", ended_s=row.intended_s + 0.1 + number / 1000)
+    seen = measure(run.history(), "refusal_p95_s")
+    assert seen.samples == 40
+    assert seen.value == pytest.approx(0.137)
+    assert measure(HISTORY, "refusal_p95_s").value is None
