@@ -94,6 +94,7 @@ class ModelLoaded(Event, frozen=True):
     """A Load has ended: the model is in memory and has run one token.
 
     load_s: the whole of it; weights_s: reading the weights; first_token_s: compiling kernels and running one token.
+    kv_tokens_step: a sequence's memory grows by so many tokens at a time.
     """
 
     model: str
@@ -102,6 +103,7 @@ class ModelLoaded(Event, frozen=True):
     weights_bytes: int = 0
     weights_s: float = 0.0
     first_token_s: float = 0.0
+    kv_tokens_step: int = 1
 
 
 class ModelFailed(Event, frozen=True):

@@ -35,7 +35,7 @@ class ClockSkew:
     """Gives every target another clock."""
 
     KIND: ClassVar[str] = "clock_skew"
-    COLOUR: ClassVar[str] = "#117733"
+    COLOUR: ClassVar[str] = "#009e73"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_process(spec, ("ahead_s",))

@@ -25,7 +25,7 @@ class EngineDies:
     """Ends every target's engine."""
 
     KIND: ClassVar[str] = "engine_dies"
-    COLOUR: ClassVar[str] = "#882255"
+    COLOUR: ClassVar[str] = "#aa4499"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_engine(spec, (), modes=_MODES)

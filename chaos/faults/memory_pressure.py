@@ -25,7 +25,7 @@ class MemoryPressure:
     """Lowers every target's limit."""
 
     KIND: ClassVar[str] = "memory_pressure"
-    COLOUR: ClassVar[str] = "#ddcc77"
+    COLOUR: ClassVar[str] = "#bbcc33"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_engine(spec, tuple(_WAYS))

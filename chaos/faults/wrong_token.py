@@ -23,7 +23,7 @@ class WrongToken:
     """Spoils the tokens of every target."""
 
     KIND: ClassVar[str] = "wrong_token"
-    COLOUR: ClassVar[str] = "#332288"
+    COLOUR: ClassVar[str] = "#000000"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_engine(spec, ("share", "seed"))

@@ -251,7 +251,7 @@ def load(name: str, limits: Limits, clock: Callable[[], float], wanted: Callable
     kv_bytes_per_token = _run_first_tokens(limits.generator(network))
     load_s = clock() - start_s
     weights_bytes = sum(array.nbytes for array in weights)
-    loaded = ModelLoaded(name, load_s, kv_bytes_per_token, weights_bytes, weights_s, load_s - weights_s)
+    loaded = ModelLoaded(name, load_s, kv_bytes_per_token, weights_bytes, weights_s, load_s - weights_s, kv_cache.STEP)
     stop_tokens = [[token] for token in sorted(tokenizer.eos_token_ids)]
     generator = limits.generator(network, stop_tokens=stop_tokens)
     vocabulary = config.get("vocab_size") or config["text_config"]["vocab_size"]

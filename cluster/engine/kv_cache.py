@@ -6,10 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.cache import CacheList, KVCache, can_trim_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, CacheList, KVCache, can_trim_prompt_cache, trim_prompt_cache
 
 Cache = list[Any]
 """One of mlx-lm's cache objects for each layer, of a single sequence."""
+
+STEP: int = BatchKVCache.step
+"""In tokens: a cache in a batch is allocated in pieces of so many."""
 
 
 def keep(cache: Cache, held: int, tokens: int) -> tuple[Cache, int] | None:

@@ -25,6 +25,7 @@ class _Model:
     __slots__ = (
         "code",
         "kv_bytes_per_token",
+        "kv_tokens_step",
         "priority",
         "reason",
         "state",
@@ -38,6 +39,7 @@ class _Model:
         self.weights_bytes = offer.weights_bytes
         self.wanted = wanted
         self.kv_bytes_per_token = 0
+        self.kv_tokens_step = 1
         self.state = "cold"
         self.reason = ""
         self.code = Code.ENGINE_ERROR
@@ -77,9 +79,11 @@ class ModelPreWarmer:
         """What the model takes in memory: known, or what its offer said."""
         return self._models[model].weights_bytes
 
-    def kv_bytes_per_token(self, model: str) -> int:
-        """What a token takes in memory; 0 until the model has been loaded once."""
-        return self._models[model].kv_bytes_per_token
+    def kv_bytes(self, model: str, tokens: int) -> int:
+        """What a sequence of so many tokens takes in memory; 0 until the model has been loaded once."""
+        known = self._models[model]
+        steps = -(-tokens // known.kv_tokens_step)
+        return steps * known.kv_tokens_step * known.kv_bytes_per_token
 
     def asked_for(self, model: str, now: float) -> None:
         """A request for the model has come."""
@@ -140,13 +144,14 @@ class ModelPreWarmer:
         self.loading = model
         self._models[model].state = "loading"
 
-    def loaded(self, model: str, weights_bytes: int, kv_bytes_per_token: int) -> None:
+    def loaded(self, model: str, weights_bytes: int, kv_bytes_per_token: int, kv_tokens_step: int = 1) -> None:
         """Its load has ended well. Sizes of 0 are unknown, and leave what is known."""
         known = self._models[model]
         self.loading = None
         known.state = "warm"
         known.weights_bytes = weights_bytes or known.weights_bytes
         known.kv_bytes_per_token = kv_bytes_per_token or known.kv_bytes_per_token
+        known.kv_tokens_step = kv_tokens_step
 
     def failed(self, model: str, reason: str, code: Code) -> None:
         """It cannot be had, until somebody asks to pre-warm it again. Its requests are answered `code`."""

@@ -128,7 +128,7 @@ class ResourceManager:
         if self.bytes_max is None:
             return 0
         smallest = [
-            (_PROBE_TOKENS * self._models.kv_bytes_per_token(state.model), self._models.idle(busy, state.model))
+            (self._models.kv_bytes(state.model, _PROBE_TOKENS), self._models.idle(busy, state.model))
             for state in self._models.states()
             if state.state == "warm"
         ]

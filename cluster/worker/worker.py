@@ -314,7 +314,7 @@ class WorkerNode:
     def _kv_bytes(self, dispatch: Dispatch) -> int:
         """What the attempt may come to hold. Unknown, hence 0, while its model has never been loaded."""
         tokens = len(dispatch.prompt) + dispatch.max_tokens
-        return tokens * self._models.kv_bytes_per_token(dispatch.model)
+        return self._models.kv_bytes(dispatch.model, tokens)
 
     def _busy(self) -> list[str]:
         """Models that somebody waits for or that are computing."""
@@ -374,7 +374,7 @@ class WorkerNode:
         """Its sizes are known now: what waits for it gets its reservation, or is refused."""
         model = loaded.model
         self._engine.news(now)
-        self._models.loaded(model, loaded.weights_bytes, loaded.kv_bytes_per_token)
+        self._models.loaded(model, loaded.weights_bytes, loaded.kv_bytes_per_token, loaded.kv_tokens_step)
         self._memory.hold_weights(model, self._models.weights_bytes(model))
         commands: list[Command] = [timing_row(now, self.name, loaded)]
         room = self._make_room(0, model, now)

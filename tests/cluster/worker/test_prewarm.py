@@ -91,11 +91,11 @@ def test_low_priority_leaves_first_then_the_longest_unused_and_never_a_busy_one(
 
 def test_sizes_are_those_of_the_offer_until_a_load_has_told_them() -> None:
     models = ModelPreWarmer(OFFERS, True)
-    assert (models.weights_bytes("a"), models.kv_bytes_per_token("a")) == (20, 0)
+    assert (models.weights_bytes("a"), models.kv_bytes("a", 1)) == (20, 0)
     models.begin("a")
     models.loaded("a", 25, 7)
     models.unloaded("a")
-    assert (models.weights_bytes("a"), models.kv_bytes_per_token("a")) == (25, 7)
+    assert (models.weights_bytes("a"), models.kv_bytes("a", 1)) == (25, 7)
 
 
 def test_after_the_death_of_the_engine_nothing_is_loaded() -> None:

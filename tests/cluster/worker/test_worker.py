@@ -465,7 +465,7 @@ class WorkerWalk(RuleBasedStateMachine):
             return
         gauges = self.node.gauges()
         needs = [
-            (len(message.prompt) + message.max_tokens) * self.node._models.kv_bytes_per_token(message.model)
+            (len(message.prompt) + message.max_tokens) * self.node._models.kv_bytes(message.model, 1)
             for message in self.open()
         ]
         assert gauges.kv_bytes == sum(needs)
@@ -990,3 +990,12 @@ def test_a_lower_limit_takes_caches_at_once_and_breaks_no_promise() -> None:
     node.handle(MemoryLimit(1_000), 4.0)
     assert node.gauges().memory_bytes_max == 1_000
     assert told(send(node, "c", 4.0)) == []
+
+
+def test_a_sequence_is_promised_what_the_engine_allocates_for_it() -> None:
+    node = limited(1_000, ModelOffer("m"))
+    node.handle(LinkUp(), 0.0)
+    node.handle(ModelLoaded("m", 1.0, 1, 100, kv_tokens_step=256), 0.0)
+    send(node, "a", 1.0)
+    assert node.gauges().kv_bytes == 256
+    assert node.gauges().memory_bytes == 356
