@@ -18,7 +18,7 @@ class BrokerKill:
     """Takes the broker away for as long as the fault lasts."""
 
     KIND: ClassVar[str] = "broker_kill"
-    COLOUR: ClassVar[str] = "#882255"
+    COLOUR: ClassVar[str] = "#ee3377"
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         demand_broker(spec)
