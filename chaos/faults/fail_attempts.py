@@ -45,7 +45,8 @@ class FailAttempts:
     @property
     def explains(self) -> tuple[str, ...]:
         """See Fault."""
-        codes = [Code.ENGINE_ERROR, Code.DEADLINE_EXCEEDED]
+        # A retry is not owed to a request that had used up its attempts or its budget, whatever the last one met.
+        codes = [Code.ENGINE_ERROR, Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED]
         return (*codes, Code.NO_WORKERS_AVAILABLE) if self._everybody else tuple(codes)
 
     async def inject(self, world: World) -> None:

@@ -17,6 +17,8 @@ PAYLOAD_BYTES_MAX = 64 * 2**20
 _VERB_BYTES_MAX = len(b"CONNECT")
 # The server reads no longer number either.
 _SIZE_DIGITS_MAX = 9
+_KEPT_LINES_MAX = 2_048
+_KEPT_LINE_BYTES_MAX = 512
 
 Stream = Literal["upstream", "downstream"]
 """upstream: from the client to the server."""
@@ -256,6 +258,7 @@ class ConnectionTap:
         self._verbs = _VERBS[stream]
         self._line = b""
         self._skip_bytes = 0
+        self._bodies: dict[bytes, int] = {}
 
     def feed(self, chunk: bytes) -> None:
         """Sees `chunk` pass."""
@@ -283,18 +286,30 @@ class ConnectionTap:
                 self.messages += not self._skip_bytes
                 continue
             line_end = chunk.find(b"\n", at, at + LINE_BYTES_MAX) + 1
-            line = self._line + chunk[at : line_end or at + LINE_BYTES_MAX]
+            line = chunk[at : line_end or at + LINE_BYTES_MAX]
+            if self._line:
+                line = self._line + line
             if not line_end:
                 _check_beginning(line, self._verbs)
                 self._line = line
                 return
             self._line = b""
-            if len(line) > LINE_BYTES_MAX:
-                raise _NotNats(f"control line longer than {LINE_BYTES_MAX} bytes")
-            kind, _, self._skip_bytes = _read_line(line, self._verbs)
-            if kind is FrameKind.CONNECT:
-                self.client_name = _client_name(line)
             at = line_end
+            body_bytes = self._bodies.get(line)
+            self._skip_bytes = self._read(line) if body_bytes is None else body_bytes
+
+    def _read(self, line: bytes) -> int:
+        """Bytes of what follows a control line. Lines repeat, as subjects and sizes do: those of messages are kept."""
+        if len(line) > LINE_BYTES_MAX:
+            raise _NotNats(f"control line longer than {LINE_BYTES_MAX} bytes")
+        kind, _, body_bytes = _read_line(line, self._verbs)
+        if kind is FrameKind.CONNECT:
+            self.client_name = _client_name(line)
+        elif body_bytes and len(line) <= _KEPT_LINE_BYTES_MAX:
+            if len(self._bodies) >= _KEPT_LINES_MAX:
+                self._bodies.clear()
+            self._bodies[line] = body_bytes
+        return body_bytes
 
 
 class _Connect(msgspec.Struct):
