@@ -90,6 +90,8 @@ class Child:
     ) -> None:
         self.name = name
         self.restarts = -1
+        self.incarnation = 0
+        """Of its last life, as it said; the next one must be above it."""
         self.ready: Ready | None = None
         self._birth = birth
         self._log = BoundedLog(log)
@@ -221,6 +223,7 @@ class Child:
                 continue
             match answer:
                 case Ready():
+                    self.incarnation = max(self.incarnation, answer.incarnation)
                     if self._began is not None and not self._began.done():
                         self._began.set_result(answer)
                 case Failed(reason):

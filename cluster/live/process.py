@@ -77,6 +77,7 @@ class Ready(Line, frozen=True, tag="ready"):
 
     pid: int
     port: int = 0
+    incarnation: int = 0
 
 
 class Failed(Line, frozen=True, tag="failed"):
@@ -128,7 +129,7 @@ class NodePart:
 
     async def start(self) -> Ready:
         """Raises LinkUnavailable."""
-        return Ready(await self._host.start(_LINK_S))
+        return Ready(await self._host.start(_LINK_S), incarnation=self._host.incarnation)
 
     async def standing(self) -> Standing:
         """How the node stands."""

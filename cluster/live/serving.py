@@ -200,6 +200,7 @@ class Serving:
             models=self._offers,
             seed=time.time_ns(),
             workers_on_host=len(self._workers),
+            incarnation_min=self._children[name].incarnation + 1,
         )
 
     def _gateway_birth(self) -> BeGateway:

@@ -43,7 +43,7 @@ class _Model:
         self.state = "cold"
         self.reason = ""
         self.code = Code.ENGINE_ERROR
-        self.used_s = 0.0
+        self.used_s = float("-inf")
 
 
 class ModelPreWarmer:

@@ -70,7 +70,8 @@ class WorkerNode:
         self._open: dict[str, Work] = {}
         self._guard = DuplicateGuard()
         self._timers: Timers[str | AttemptId] = Timers()
-        self._timers.set(_HEARTBEAT, 0.0)
+        # At once, whatever the clock shows: one that is set back may show less than zero.
+        self._timers.set(_HEARTBEAT, float("-inf"))
         self._totals = EngineTotals()
         self._link = False
         self._draining = False

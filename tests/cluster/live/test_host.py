@@ -8,11 +8,12 @@ from typing import Any
 
 import psutil
 import pytest
+from msgspec import structs
 
 from analysis.schema import Gauges
 from cluster.live.broker import Broker
 from cluster.live.host import NodeHost, NodeSpec, with_memory
-from cluster.node import Received
+from cluster.node import MemoryLimit, Received
 from cluster.policy import LinkPolicy, MemoryPolicy, Policy
 from cluster.protocol import Drain
 from cluster.worker.prewarm import ModelOffer
@@ -66,6 +67,31 @@ def test_a_drain_is_over_when_nothing_is_open(requests: int, limit_s: float, emp
     host._shell = shell  # type: ignore[assignment]
     assert asyncio.run(host.drain(limit_s)) is emptied
     assert shell.fed == [Received(Drain())]
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400.0, 0.0, 3_600.0])
+def test_an_incarnation_is_above_the_last_one_whatever_the_wall_clock_says(ahead_s: float) -> None:
+    last = NodeHost(spec("worker")).incarnation
+    again = NodeHost(structs.replace(spec("worker"), clock_ahead_s=ahead_s, incarnation_min=last + 1))
+    assert again.incarnation > last
+    assert again.incarnation - last < 3_700 * 1e9
+
+
+def test_a_memory_limit_ends_by_itself() -> None:
+    async def stand() -> list[Any]:
+        host = NodeHost(structs.replace(spec("worker"), policy=Policy(memory=MemoryPolicy(bytes_max=1_000))))
+        host._make_node()
+        shell = Shell(0)
+        host._shell = shell  # type: ignore[assignment]
+        host.limit_memory(10, 30.0)
+        host.limit_memory(20, 0.01)
+        for _ in range(500):
+            if len(shell.fed) == 3:
+                break
+            await asyncio.sleep(0.01)
+        return shell.fed
+
+    assert asyncio.run(stand()) == [MemoryLimit(10), MemoryLimit(20), MemoryLimit(1_000)]
 
 
 def test_only_workers_are_drained() -> None:
