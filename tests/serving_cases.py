@@ -14,10 +14,11 @@ MODULE = "tests.serving_soak"
 PROCESSES = Path(__file__).parent / "live" / "processes.yaml"
 BROKERS = Path(__file__).parent / "live" / "brokers.yaml"
 LINKS = Path(__file__).parent / "live" / "links.yaml"
+MESSAGES = Path(__file__).parent / "live" / "messages.yaml"
 SOAK = Path(__file__).parent / "live" / "soak.yaml"
 RUN_S_MAX = 600.0
 REQUESTS_MIN = 2_000
-FAULTS = {PROCESSES: 7, BROKERS: 4, LINKS: 5}
+FAULTS = {PROCESSES: 7, BROKERS: 4, LINKS: 5, MESSAGES: 5}
 SUBSCRIPTIONS = {"client": 1, "controller": 3, "worker": 1}
 # Nothing that is kept per request fits in here: each node sees hundreds of them.
 GROWTH_MAX = 64

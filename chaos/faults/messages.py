@@ -222,7 +222,7 @@ class DuplicateMessages(MessageFault):
     """A share of the messages comes more than once: `copies` more (default 1), right behind the message itself."""
 
     KIND: ClassVar[str] = "duplicate_messages"
-    COLOUR: ClassVar[str] = "#aa4499"
+    COLOUR: ClassVar[str] = "#bb5566"
     MEDDLING: ClassVar[Meddling] = Meddling.DUPLICATE
     OPTIONS: ClassVar[Mapping[str, str]] = {"copies": "copies"}
 

