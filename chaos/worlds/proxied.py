@@ -207,6 +207,11 @@ class ProxiedLink:
         self._unshape()
 
     def _open_again(self, gone: frozenset[str]) -> None:
+        cut = [toxic for _, toxic in self._open if toxic is not None]
+        if any(toxic.type == "timeout" for toxic in cut):
+            # To remove these ends every connection anyhow. But of links whose node has gone meanwhile the server keeps
+            # something that makes it crash when the next toxic is added (2.12: index out of range in AddToxic).
+            self._api.replace_proxy(self._proxy, [toxic.name for toxic in cut])
         while self._open:
             entry_id, toxic = self._open[0]
             if toxic is None:

@@ -1,7 +1,7 @@
 """A live link's shape: which toxics make it, what is refused before anything is changed, and that it is undone."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ class StubApi:
         self.enabled = True
         self.unannounced: list[str] = []
         self.failing = ""
+        self.replaced = 0
         self._log = log
 
     def add_toxic(self, proxy: str, toxic: Toxic) -> Toxic:
@@ -40,6 +41,10 @@ class StubApi:
 
     def remove_toxic(self, proxy: str, name: str) -> str:
         return "missing" if self.toxics.pop(name, None) is None else "removed"
+
+    def replace_proxy(self, proxy: str, without: Collection[str]) -> None:
+        self.replaced += 1
+        self.toxics = {name: toxic for name, toxic in self.toxics.items() if name not in without}
 
     def set_enabled(self, proxy: str, enabled: bool) -> None:
         self.enabled = enabled
@@ -149,6 +154,16 @@ def test_a_reset_leaves_the_shape_and_a_restore_undoes_both(stage: Stage) -> Non
     asyncio.run(stage.link.cut(Cut.REFUSE, 30.0))
     asyncio.run(stage.link.restore())
     assert stage.api.enabled
+    assert stage.names() == []
+    assert stage.log.open_entries() == []
+
+
+@pytest.mark.parametrize("cut", [Cut.BLACK_HOLE, Cut.UPSTREAM, Cut.DOWNSTREAM])
+def test_a_hole_is_undone_with_its_whole_proxy(stage: Stage, cut: Cut) -> None:
+    asyncio.run(stage.link.cut(cut, 30.0))
+    assert stage.names()
+    asyncio.run(stage.link.restore())
+    assert stage.api.replaced == 1
     assert stage.names() == []
     assert stage.log.open_entries() == []
 

@@ -106,6 +106,40 @@ def test_a_lost_link_buffers_nothing_and_is_announced_again_once_it_works(server
 
 
 @pytest.mark.live
+def test_an_echo_may_be_large_and_one_that_comes_late_is_no_strange_message(server: Server) -> None:
+    async def talk() -> None:
+        told: asyncio.Queue[Event] = asyncio.Queue()
+        a = NatsLink("a", server.broker.url("a"), POLICY, told.put_nowait)
+        await a.open(5)
+        small_s, large_s = await a.round_trip(5), await a.round_trip(5, 900_000)
+        assert small_s is not None
+        assert large_s is not None
+        heard = a.facts().messages_in
+        assert await a.round_trip(0.0, 900_000) is None
+        await become(lambda: a.facts().messages_in > heard)
+        await asyncio.sleep(0.05)
+        assert a.facts().undecoded == 0
+        await a.close()
+        assert await a.round_trip(1) is None
+
+    asyncio.run(talk())
+
+
+@pytest.mark.live
+def test_the_broker_says_why_it_has_closed_a_connection(server: Server) -> None:
+    async def talk() -> None:
+        a = NatsLink("a", server.broker.url("a"), POLICY, lambda event: None)
+        await a.open(5)
+        cid = a.facts().cid
+        assert server.broker.closed_reason(cid) == ""
+        await a.close()
+        await become(lambda: server.broker.closed_reason(cid) == "Client Closed")
+        assert server.broker.closed_reason(999_999) == ""
+
+    asyncio.run(talk())
+
+
+@pytest.mark.live
 def test_a_wrong_password_is_one_line_and_not_an_endless_loop(server: Server) -> None:
     async def talk() -> None:
         url = server.broker.url("a").replace("nats://a:", "nats://a:wrong")

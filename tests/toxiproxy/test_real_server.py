@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyRefused
+from chaos.worlds.proxied import toxics
+from chaos.worlds.world import Cut
 from tests.toxiproxy.real_server import real_server
 
 pytestmark = [pytest.mark.live, pytest.mark.verify]
@@ -98,6 +100,29 @@ def test_a_proxy_that_cannot_be_bound_again_costs_one_line_and_comes_back_when_i
         assert not left.enabled
     assert api.set_enabled("unbindable", True).listen == state.listen
     api.delete_proxy("unbindable")
+
+
+def test_a_black_hole_can_be_made_again_after_the_node_has_left_it(api: Toxiproxy, upstream: socket.socket) -> None:
+    """With its toxics removed one by one the server would crash when the next is added, so a link replaces the proxy."""
+    state = api.create_proxy("holes", "127.0.0.1:0", _address(upstream))
+    servers = []
+    for _ in range(3):
+        client = _connect(state.listen)
+        server, _ = upstream.accept()
+        servers.append(server)
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        holes = toxics(Cut.BLACK_HOLE)
+        for toxic in holes:
+            api.add_toxic("holes", toxic)
+        client.sendall(b"lost")
+        client.close()
+        time.sleep(0.1)
+        api.replace_proxy("holes", [toxic.name for toxic in holes])
+        assert api.proxies()["holes"].toxics == ()
+    api.delete_proxy("holes")
+    for server in servers:
+        server.close()
 
 
 def test_a_stall_whose_ends_have_gone_is_removed_in_bounded_time(api: Toxiproxy, upstream: socket.socket) -> None:
