@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, kill_cases, serving_cases
+from tests import contract, engine_fault_cases, kill_cases, serving_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -123,6 +123,11 @@ def cases() -> list[Case]:
     found += [
         Case(f"sabotage_{path.stem}", "exit 4, invalid", partial(_sabotage_each, experiment=path)) for path in SABOTAGED
     ]
+    found += [
+        Case(f"hurt_{way}", engine_fault_cases.expected(way), partial(_engine_fault, way=way))
+        for way in engine_fault_cases.WAYS
+    ]
+    found.append(Case("sabotage_engine_faults", "exit 4, invalid", _sabotage_engine_faults))
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     return found
@@ -408,6 +413,28 @@ def _link_faults(out: Path) -> Outcome:
     if verdict is not None:
         problems += serving_cases.hurt_processes(verdict, serving_cases.LINKS)
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _engine_fault(out: Path, way: str) -> Outcome:
+    settings, experiment = engine_fault_cases.WAYS[way], str(engine_fault_cases.EXPERIMENT)
+    code, run, problems = _to_its_end(out, settings, experiment=experiment)
+    verdict = _verdict(run, problems)
+    if verdict is not None:
+        problems += engine_fault_cases.problems(way, code, verdict)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _sabotage_engine_faults(out: Path) -> Outcome:
+    """All ways at once, because nothing is done to anybody: no fault may be called verified."""
+    settings = engine_fault_cases.all_at_once()
+    code, run, problems = _to_its_end(out, settings, "tests.sabotage", str(engine_fault_cases.EXPERIMENT))
+    verdict = _verdict(run, problems)
+    faults = [] if verdict is None else verdict.faults
+    if code != 4:
+        problems.append(f"exit code {code}")
+    if len(faults) <= len(engine_fault_cases.WAYS) or any(fault.verified for fault in faults):
+        problems.append(f"of {len(faults)} shams {sum(fault.verified for fault in faults)} are called verified")
+    return _outcome(code, run, verdict, problems)
 
 
 def _sabotage_each(out: Path, experiment: Path) -> Outcome:

@@ -29,9 +29,13 @@ def sabotaged(arguments: Sequence[str]) -> int:
     prepare_ray(None)
     # They import Ray.
     from chaos.worlds.brokers import BrokerProcess
+    from chaos.worlds.clocks import LiveClock
+    from chaos.worlds.engines import LiveEngine
     from chaos.worlds.processes import ActorProcess
 
     for handle, names in (
+        (LiveEngine, ("impair", "limit_memory")),
+        (LiveClock, ("set_ahead",)),
         (ActorProcess, ("kill", "freeze", "thaw", "drain", "stop", "restart")),
         (BrokerProcess, ("kill", "freeze", "thaw", "lame_duck", "restart")),
     ):
