@@ -16,7 +16,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     invariants: numbers that this world can judge for this experiment, declared before the run. exact_tokens: greedy
     tokens equal the reference but for near-ties (float32 CPU, timed engine). log_probability_gap_max: how far, in
-    nats, a delivered token that differs may lie below the best one of the reference model.
+    nats, a delivered token that differs may lie below the best one of the reference model. left_behind: what of the run
+    was still there after its end; None: nobody looked, or nothing could be.
     """
 
     run_id: str
@@ -29,6 +30,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     exact_tokens: bool = True
     log_probability_gap_max: float = 0.0
     notes: list[str] = []
+    left_behind: list[str] | None = None
 
 
 class Phase(msgspec.Struct, frozen=True):

@@ -241,8 +241,19 @@ def _target_role(history: History) -> str | None:
 
 
 def _self_checks(history: History) -> list[CriterionResult]:
-    """What our own machine did to the measurement."""
-    return [_host_stall(history), _dispatch_lag(history)]
+    """What our own machine did to the measurement, and we to the machine."""
+    return [_host_stall(history), _dispatch_lag(history), _clean_slate(history)]
+
+
+def _clean_slate(history: History) -> CriterionResult:
+    """A fault that outlives its run hurts whoever comes next, so it fails the run however well that went."""
+    name, left = "clean slate (self-check)", history.info.left_behind
+    if left is None:
+        text = "nothing of the run was outside of its own process" if history.info.complete else "nobody looked"
+        return CriterionResult(name, Outcome.NOT_APPLICABLE, None, "", "things", 0, None, text)
+    verdict = Outcome.FAIL if left else Outcome.PASS
+    text = f"left behind: {'; '.join(left)}" if left else "no process of the run is left, and everything is undone"
+    return CriterionResult(name, verdict, float(len(left)), "<= 0", "things", 1, None, text)
 
 
 def _host_stall(history: History) -> CriterionResult:

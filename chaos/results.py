@@ -62,6 +62,7 @@ class ResultsDirectory:
         complete: bool,
         ended_by: str,
         notes: list[str],
+        left_behind: list[str] | None = None,
     ) -> None:
         """`run.json`."""
         info = RunInfo(
@@ -75,6 +76,7 @@ class ResultsDirectory:
             exact_tokens=exact_tokens,
             log_probability_gap_max=token_gap_max_nats,
             notes=notes,
+            left_behind=left_behind,
         )
         self._write("run.json", msgspec.json.format(msgspec.json.encode(info), indent=1).decode())
 

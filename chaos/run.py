@@ -180,7 +180,9 @@ class _Session:
         self._finished = True
         world, director, results = self._world, self._director, self._results
         self._progress.phase("stop")
-        await world.stop()
+        left = await world.stop()
+        for line in left or ():
+            self._progress.note(f"LEFT BEHIND: {line}")
         notes = results.merge(world.origin_s)
         results.write_environment(world.environment())
         if director.complete and not self._interrupted():
@@ -198,6 +200,7 @@ class _Session:
             complete=complete,
             ended_by=self.ended_by,
             notes=notes,
+            left_behind=left,
         )
 
 

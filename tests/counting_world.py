@@ -30,8 +30,9 @@ class CountingWorld(LiveWorld):
         await super().start()
         self.census.before = await self._count()
 
-    async def stop(self) -> None:
+    async def stop(self) -> list[str]:
         """See World."""
+        left = []
         try:
             if not self.interrupted and self.census.before:
                 await asyncio.sleep(_QUIET_S)
@@ -43,8 +44,9 @@ class CountingWorld(LiveWorld):
         except HandleError as error:
             self.census.problem = str(error)
         finally:
-            await super().stop()
+            left = await super().stop()
             (self._raw.parent / CENSUS).write_bytes(msgspec.json.format(msgspec.json.encode(self.census)))
+        return left
 
     async def _count(self) -> dict[str, dict[str, int]]:
         actors = {node: self._processes.actor(node) for node in self._nodes}

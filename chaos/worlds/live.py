@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from analysis.recorder import MetricsCollector
 from analysis.schema import Row
+from chaos.clean_slate import left_behind
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
@@ -45,6 +46,8 @@ from workloads.watch import Standing, total
 
 _log = logging.getLogger(__name__)
 _LEAD_S = 0.5
+_GONE_S = 10.0
+"""How long processes that were told to end may take."""
 
 
 class LiveWorld:
@@ -60,6 +63,7 @@ class LiveWorld:
         self._experiment = experiment
         self._seed = seed
         os.environ[RUN_MARK] = run_id
+        self._run_id = run_id
         self._raw = raw.resolve()
         self._address = address
         self._nodes = experiment.node_names()
@@ -313,7 +317,7 @@ class LiveWorld:
         """See World."""
         return await asyncio.to_thread(compute_gaps, self._experiment.cluster.model, cases)
 
-    async def stop(self) -> None:
+    async def stop(self) -> list[str]:
         """See World."""
         self._stopping = True
         # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
@@ -321,9 +325,9 @@ class LiveWorld:
         await self._processes.stop()
         if ray.is_initialized():
             await asyncio.to_thread(ray.shutdown)
-        for line in await asyncio.to_thread(self._servers.stop):
-            print(f"left behind: {line}", file=sys.stderr)
+        left = await asyncio.to_thread(self._servers.stop)
         self._director.close()
+        return list(dict.fromkeys([*left, *await asyncio.to_thread(left_behind, self._run_id, _GONE_S)]))
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         future = asyncio.ensure_future(asyncio.to_thread(function, *arguments))

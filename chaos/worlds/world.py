@@ -161,7 +161,7 @@ class MessageRule(msgspec.Struct, frozen=True):
 
 
 class MessageCounts(msgspec.Struct, frozen=True):
-    """What a rule has met so far. seen: all messages of its direction. matched: those it is for. affected: those hit."""
+    """What a rule has met so far: all messages of its direction, those that it is for, and what it hit of them."""
 
     seen: int
     matched: int
@@ -393,5 +393,8 @@ class World(Protocol):
     async def token_gaps(self, cases: Sequence[tuple[Sequence[Token], Sequence[Token]]]) -> list[list[float]]:
         """For each (prompt, delivered tokens): how far each token lies below the reference's best one, in nats."""
 
-    async def stop(self) -> None:
-        """End everything that was started. Never raises for what is gone already."""
+    async def stop(self) -> list[str] | None:
+        """End everything that was started, and say what is left of it, a line each. Never raises for what is gone.
+
+        None: nothing could be left, because nothing was outside of this process.
+        """

@@ -360,3 +360,13 @@ def test_the_verdict_says_what_a_fault_struck_in_the_midst_of() -> None:
     run = fresh()
     run.change(run.find("faults")[0], states=["prefill at worker-0: 2"])
     assert verdict_of(run).faults[0].states == ["prefill at worker-0: 2"]
+
+
+def test_a_run_that_leaves_something_behind_fails() -> None:
+    run = fresh()
+    run.info = msgspec.structs.replace(run.info, left_behind=[])
+    assert criterion(verdict_of(run), "clean slate (self-check)").verdict is Outcome.PASS
+    run.info = msgspec.structs.replace(run.info, left_behind=["process ray (pid 7) still runs"])
+    verdict = verdict_of(run)
+    assert verdict.verdict is Outcome.FAIL
+    assert "left behind: process ray (pid 7) still runs" in criterion(verdict, "clean slate (self-check)").explanation
