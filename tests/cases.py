@@ -71,6 +71,7 @@ SABOTAGED = {
     ),
     serving_cases.BROKERS: ("broker_kill", "broker_restart", "broker_freeze"),
     serving_cases.LINKS: ("latency", "bandwidth", "slicer"),
+    serving_cases.MESSAGES: ("drop", "delay", "duplicate", "reorder", "corrupt"),
 }
 KILLED_AT = ("start_of_ray", "start_of_actors", "baseline", "fault")
 
@@ -120,6 +121,7 @@ def cases() -> list[Case]:
     found.append(Case("serving_processes", "exit 0, pass, whole after each of seven", _serving_processes))
     found.append(Case("broker_faults", "exit 0, pass, whole after each of four", _broker_faults))
     found.append(Case("link_faults", "exit 0, pass, whole after each of five", _link_faults))
+    found.append(Case("message_faults", "exit 0, pass, whole after each of five", _message_faults))
     found += [
         Case(f"sabotage_{path.stem}", "exit 4, invalid", partial(_sabotage_each, experiment=path)) for path in SABOTAGED
     ]
@@ -412,6 +414,13 @@ def _link_faults(out: Path) -> Outcome:
     code, run, verdict, problems = _serving(out, serving_cases.LINKS)
     if verdict is not None:
         problems += serving_cases.hurt_processes(verdict, serving_cases.LINKS)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _message_faults(out: Path) -> Outcome:
+    code, run, verdict, problems = _serving(out, serving_cases.MESSAGES)
+    if verdict is not None:
+        problems += serving_cases.hurt_processes(verdict, serving_cases.MESSAGES)
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
 
 

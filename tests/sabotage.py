@@ -8,11 +8,17 @@ from collections.abc import Sequence
 
 from chaos.run import main, prepare_ray
 from chaos.toxiproxy.adapter import Toxic
+from chaos.toxiproxy.messages import MessageToxic
 from chaos.worlds.proxied import ProxiedLink
+from chaos.worlds.proxied_messages import ProxiedMessages
 
 
 def _apply(link: ProxiedLink, toxic: Toxic) -> None:
     """In place of ProxiedLink.apply."""
+
+
+def _apply_to_messages(messages: ProxiedMessages, toxic: MessageToxic) -> None:
+    """In place of ProxiedMessages.apply."""
 
 
 def _switch(link: ProxiedLink, enabled: bool) -> None:
@@ -43,6 +49,7 @@ def sabotaged(arguments: Sequence[str]) -> int:
             setattr(handle, name, _untouched)
     ProxiedLink.apply = _apply  # type: ignore[method-assign, assignment]
     ProxiedLink.switch = _switch  # type: ignore[method-assign, assignment]
+    ProxiedMessages.apply = _apply_to_messages  # type: ignore[method-assign, assignment]
     return main(arguments)
 
 

@@ -56,9 +56,9 @@ def kept(done: Run) -> None:
     assert done.verdict.counts.in_flight == 0
 
 
-@pytest.mark.parametrize("share", [1.0, 0.3])
 @pytest.mark.parametrize(
-    ("target", "message"), [("worker-0", "report"), ("worker-0", "dispatch"), ("client-0", "delivery")]
+    ("target", "message", "share"),
+    [("worker-0", "report", 0.3), ("worker-0", "dispatch", 1.0), ("client-0", "delivery", 0.3)],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_proved_and_healed_and_breaks_no_invariant(
