@@ -103,7 +103,7 @@ def test_a_proxy_that_cannot_be_bound_again_costs_one_line_and_comes_back_when_i
 
 
 def test_a_black_hole_can_be_made_again_after_the_node_has_left_it(api: Toxiproxy, upstream: socket.socket) -> None:
-    """With its toxics removed one by one the server would crash when the next is added, so a link replaces the proxy."""
+    """Were its toxics removed one by one, the server would crash when the next is added: a link replaces the proxy."""
     state = api.create_proxy("holes", "127.0.0.1:0", _address(upstream))
     servers = []
     for _ in range(3):
