@@ -68,6 +68,7 @@ from cluster.worker.worker import WorkerNode
 from tests.control_plane_bench import answering, control_plane_rows, running_broker, spread
 from tests.processes import ROOT
 from tests.serving_bench import serving_rows
+from tests.toxiproxy_bench import toxiproxy_rows
 
 SIMULATED = ("workload.rate=100/s", "workload.rate_max=100/s", "workload.sessions=200")
 PHASES = {"warm_up": 10, "baseline": 25, "fault": 40, "recovery": 26}
@@ -366,6 +367,7 @@ def main() -> int:
         ("engine", engine_rows),
         ("control plane on NATS", control_plane_rows),
         ("served cluster", serving_rows),
+        ("embedded Toxiproxy", toxiproxy_rows),
     ):
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         rows += measure()
