@@ -78,7 +78,7 @@ class MemoryPressure:
             case "share":
                 return int(self._amount * state.memory_bytes)
             case "room_bytes":
-                return state.base_bytes + int(self._amount)
+                return state.weights_bytes + int(self._amount)
         return int(self._amount)
 
     def _is_bound(self, target: str, state: EngineState) -> tuple[bool, str]:

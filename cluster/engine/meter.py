@@ -17,8 +17,8 @@ class EngineState(msgspec.Struct, frozen=True):
     tokens: that its worker was told, of which `tokens_changed` are not those that the engine had made. gaps: how many
     times a stream got its next token; gaps_s: the last of these waits, seconds. inserted: sequences given to it, of
     which `insertions_failed` ended with an error. loads_failed: how many loads have failed.
-    models: state by name. memory_*: of the worker's ledger, bytes; None: no limit. base_bytes: of that neither promised
-    to a request nor a kept cache. pressure: see Heartbeat.
+    models: state by name. memory_*: of the worker's ledger, bytes; None: no limit. weights_bytes: of them, its models.
+    pressure: see Heartbeat.
     """
 
     alive: bool
@@ -32,7 +32,7 @@ class EngineState(msgspec.Struct, frozen=True):
     insertions_failed: int
     loads_failed: int
     models: dict[str, str]
-    base_bytes: int
+    weights_bytes: int
     memory_bytes: int
     memory_bytes_max: int | None
     pressure: int
@@ -77,7 +77,7 @@ class EngineMeter:
 
     def state(self, worker: WorkerNode, now: float, *, alive: bool) -> EngineState:
         """How the engine stands, and its worker; now: the worker's clock."""
-        gauges = worker.gauges()
+        gauges, (weights_bytes, pressure) = worker.gauges(), worker.memory()
         return EngineState(
             alive=alive,
             silent_s=worker.engine_silent_s(now),
@@ -90,8 +90,8 @@ class EngineMeter:
             insertions_failed=self.insertions_failed,
             loads_failed=self.loads_failed,
             models=worker.models(),
-            base_bytes=gauges.memory_bytes - gauges.kv_bytes - gauges.cache_bytes,
+            weights_bytes=weights_bytes,
             memory_bytes=gauges.memory_bytes,
             memory_bytes_max=None if gauges.memory_bytes_max < 0 else gauges.memory_bytes_max,
-            pressure=worker.pressure(),
+            pressure=pressure,
         )

@@ -59,7 +59,12 @@ class ResourceManager:
 
     @property
     def _ledger_bytes(self) -> int:
-        return sum(self._weights.values()) + self.reserved_bytes + self._cache.size_bytes
+        return self.weights_bytes + self.reserved_bytes + self._cache.size_bytes
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all models in memory, or about to be."""
+        return sum(self._weights.values())
 
     def hold_weights(self, model: str, size_bytes: int) -> None:
         """A model is in memory, or is about to be."""

@@ -117,9 +117,9 @@ class WorkerNode:
             for known in self._models.states()
         }
 
-    def pressure(self) -> int:
-        """Of its memory, see Heartbeat."""
-        return self._memory.pressure(self._busy())
+    def memory(self) -> tuple[int, int]:
+        """Bytes of weights that it holds, and the pressure of its memory, see Heartbeat."""
+        return self._memory.weights_bytes, self._memory.pressure(self._busy())
 
     def engine_silent_s(self, now: float) -> float:
         """See Heartbeat."""
@@ -463,7 +463,7 @@ class WorkerNode:
             self._batch.batch_max,
             self._draining,
             self.engine_silent_s(now),
-            self.pressure(),
+            self._memory.pressure(self._busy()),
             self._cache.tell(),
             tuple(shares.items()),
         )

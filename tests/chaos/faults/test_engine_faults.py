@@ -111,7 +111,7 @@ def test_a_pace_is_told_only_of_fresh_and_enough_tokens() -> None:
 )
 def test_a_memory_limit_is_told_in_one_of_three_ways(options: dict[str, float], limit: int) -> None:
     assert (
-        MemoryPressure(spec("memory_pressure", options=options), NODES)._limit(state(base_bytes=100, memory_bytes=150))
+        MemoryPressure(spec("memory_pressure", options=options), NODES)._limit(state(weights_bytes=100, memory_bytes=150))
         == limit
     )
 
