@@ -110,10 +110,8 @@ def test_a_pace_is_told_only_of_fresh_and_enough_tokens() -> None:
     [({"bytes": 70}, 70), ({"share": 0.5}, 75), ({"room_bytes": 20}, 120), ({"room_bytes": 0}, 100)],
 )
 def test_a_memory_limit_is_told_in_one_of_three_ways(options: dict[str, float], limit: int) -> None:
-    assert (
-        MemoryPressure(spec("memory_pressure", options=options), NODES)._limit(state(weights_bytes=100, memory_bytes=150))
-        == limit
-    )
+    fault = MemoryPressure(spec("memory_pressure", options=options), NODES)
+    assert fault._limit(state(weights_bytes=100, memory_bytes=150)) == limit
 
 
 def conduct(out: Path, experiment: Path, *settings: str) -> tuple[Verdict, History]:
