@@ -44,21 +44,22 @@ class ResourceManager:
     def limit(self, bytes_max: int | None) -> None:
         """Another limit from now on. What is held already may be more than that, until its owners have ended."""
         self.bytes_max = bytes_max
-        self._held_from_before = bytes_max is not None and self.used_bytes > bytes_max
+        self._held_from_before = bytes_max is not None and self.ledger_bytes > bytes_max
 
     def bound_bytes(self) -> int | None:
-        """What usage may not exceed now: the limit, or all that is held from before a lower limit came."""
+        """What the ledger may not exceed now: the limit, or all that is held from before a lower limit came."""
         if self.bytes_max is None:
             return None
-        return max(self.bytes_max, self.used_bytes) if self._held_from_before else self.bytes_max
+        return max(self.bytes_max, self.ledger_bytes) if self._held_from_before else self.bytes_max
 
     @property
     def used_bytes(self) -> int:
-        """All that the limit must hold."""
-        return self._ledger_bytes + self._unexplained_bytes
+        """The ledger and what was measured beyond it: what room is made by. Nobody can promise the second part."""
+        return self.ledger_bytes + self._unexplained_bytes
 
     @property
-    def _ledger_bytes(self) -> int:
+    def ledger_bytes(self) -> int:
+        """All that is promised or held: it never exceeds `bound_bytes`."""
         return self.weights_bytes + self.reserved_bytes + self._cache.size_bytes
 
     @property
@@ -89,7 +90,7 @@ class ResourceManager:
     def measured(self, active_bytes: int) -> None:
         """The engine says how much it holds; 0 when it cannot say."""
         if active_bytes and self._reserved:
-            self._unexplained_bytes = max(0, active_bytes - self._ledger_bytes)
+            self._unexplained_bytes = max(0, active_bytes - self.ledger_bytes)
 
     def exceeds(self, size_bytes: int) -> bool:
         """Whether so much can never fit, however empty the memory is."""
@@ -124,8 +125,8 @@ class ResourceManager:
         return Room(tuple(caches))
 
     def _settle(self) -> None:
-        """Once usage has come down to the limit, the limit is its bound again."""
-        if self.bytes_max is None or self.used_bytes <= self.bytes_max:
+        """Once the ledger has come down to the limit, the limit is its bound again."""
+        if self.bytes_max is None or self.ledger_bytes <= self.bytes_max:
             self._held_from_before = False
 
     def pressure(self, busy: Sequence[str]) -> int:

@@ -101,7 +101,7 @@ class WorkerNode:
             tokens_made=self._totals.tokens_made,
             cache_bytes=self._cache.size_bytes,
             cache_bytes_max=self._policy.memory.cache_bytes_max,
-            memory_bytes=self._memory.used_bytes,
+            memory_bytes=self._memory.ledger_bytes,
             memory_bytes_max=-1 if bytes_max is None else bytes_max,
             steps=self._totals.steps,
             decode_s=self._totals.decode_s,

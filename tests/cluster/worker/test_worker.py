@@ -475,10 +475,10 @@ class WorkerWalk(RuleBasedStateMachine):
         weights = sum(self.node._memory._weights.values())
         ledger = weights + gauges.kv_bytes + gauges.cache_bytes
         assert sorted(self.node._memory._weights) == sorted([*self.loaded, *([self.loading] if self.loading else [])])
-        assert gauges.memory_bytes >= ledger
+        assert gauges.memory_bytes == ledger
         assert self.bytes_max is None or ledger <= self.bytes_max
         if not self.open():
-            assert gauges.memory_bytes == ledger, "an old measure keeps nobody out"
+            assert self.node._memory.used_bytes == ledger, "an old measure keeps nobody out"
 
     def teardown(self) -> None:
         """In the end each arrival has exactly one row, and nothing is held."""
@@ -942,7 +942,7 @@ def test_what_the_engine_says_it_holds_counts_and_is_forgotten_when_nobody_runs(
     node.handle(ModelLoaded("m", 1.0, 10, 100), 1.0)
     send(node, "a", 1.0)
     node.handle(EngineReport((SequenceProgress(1, (0,), (1.5,)),), 1, active_bytes=950), 1.5)
-    assert node.gauges().memory_bytes == 950
+    assert node.gauges().memory_bytes < 200, "what is promised and held; the rest only the engine has seen"
     assert told(send(node, "b", 1.5)) == [Code.RESOURCE_LIMIT_EXCEEDED]
     node.handle(end(1, 1, 2, 3, 4, 5), 2.0)
     assert node.gauges().memory_bytes == 100
