@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cluster.live.broker import Broker
 from cluster.live.nats import LinkUnavailable, NatsLink
 from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, Send, SendFailed
 from cluster.policy import LinkPolicy
-from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Ping, Subject
+from cluster.protocol import CONTROLLERS, EVERY_CONTROLLER, Ping, Subject, encode
 
 POLICY = LinkPolicy(ping_s=0.2, reconnect_s=0.05, connect_s=0.5)
 
@@ -213,9 +214,13 @@ def test_what_is_not_of_our_protocol_is_dropped_counted_and_told_once(
         a = NatsLink("a", server.broker.url("a"), POLICY, heard.put_nowait)
         await a.open(5)
         stranger = await nats.connect(server.broker.url("b"))
-        for payload in (b"", b"hello", b"\xc1", b"\x93\xa4ping", b"\x92\xa5pingg\xa1a"):
+        right = encode(Ping("b"))
+        for payload in (b"", b"hello", right[:-1], right[:3] + b"x" + right[4:]):
             await stranger.publish(Subject.of("a"), payload)
-        await stranger.publish(Subject.of("a"), b"\x92\xa4ping\xa1b")
+        # Whole, and still no message.
+        shapeless = b"\x92\xa5pingg\xa1a"
+        await stranger.publish(Subject.of("a"), shapeless + zlib.crc32(shapeless).to_bytes(4, "little"))
+        await stranger.publish(Subject.of("a"), right)
         assert await until(heard, Received) == Received(Ping("b"))
         assert a.facts().undecoded == 5
         await stranger.close()
