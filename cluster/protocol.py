@@ -240,8 +240,11 @@ Message = (
 )
 
 _CHECKSUM_BYTES = 4
+_CHECKED_SINCE = 3
+"""The first version of the protocol with checksums."""
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_heartbeat_decoder = msgspec.msgpack.Decoder(Heartbeat)
 
 
 def encode(message: Message) -> bytes:
@@ -254,11 +257,23 @@ def decode(payload: bytes) -> Message:
     """The message in `payload`. Raises msgspec.DecodeError (ValidationError when the shape is wrong)."""
     body = payload[:-_CHECKSUM_BYTES]
     if payload[-_CHECKSUM_BYTES:] != _checksum(body):
-        raise msgspec.DecodeError("its checksum does not fit")
+        stranger = _older_heartbeat(payload)
+        if stranger is None:
+            raise msgspec.DecodeError("its checksum does not fit")
+        return stranger
     try:
         return _decoder.decode(body)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from error
+
+
+def _older_heartbeat(payload: bytes) -> Heartbeat | None:
+    """Nodes of older versions send no checksum. Their heartbeats are read, so that somebody can say who they are."""
+    try:
+        heartbeat = _heartbeat_decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return heartbeat if heartbeat.version < _CHECKED_SINCE else None
 
 
 def _checksum(body: bytes) -> bytes:

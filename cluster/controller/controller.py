@@ -211,6 +211,8 @@ class ControllerNode:
 
     def _resume(self, entry: Entry, submit: Submit, now: float) -> list[Command]:
         """The client asks again for a request that is running: continue, and send what it has missed."""
+        if not entry.accepts(submit):
+            return [self._failure(Entry(submit, now), Code.INVALID_REQUEST)]
         commands: list[Command] = []
         if submit.submission > entry.submit.submission:
             if entry.resume(submit) and entry.attempt is not None:
@@ -294,7 +296,6 @@ class ControllerNode:
             entry.retry_s = now + self._policy.routing.hold_poll_s
             self._timeouts.arm(entry)
             return []
-        entry.attempts_made += 1
         short = bool(serving) and all(self._membership.members[worker].heartbeat.pressure for worker in serving)
         nobody = Code.RESOURCE_LIMIT_EXCEEDED if short else Code.NO_WORKERS_AVAILABLE
         return self._retry_or_end(entry, entry.last_code or nobody, now)
@@ -395,7 +396,8 @@ class ControllerNode:
         return commands + self._retry_or_end(entry, code, now)
 
     def _retry_or_end(self, entry: Entry, code: Code, now: float) -> list[Command]:
-        retry_s = self._retries.plan(code, entry.attempts_made, now, entry.deadline_s)
+        entry.tries += 1
+        retry_s = self._retries.plan(code, entry.tries, now, entry.deadline_s)
         if retry_s is None:
             return self._end(entry, code, now)
         entry.retry_s = retry_s

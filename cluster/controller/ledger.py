@@ -34,7 +34,8 @@ class Attempt:
 class Entry:
     """A request. `tokens` is the completion so far, `chunks` where each part of it came from.
 
-    accepted_s: when the controller took it in, its clock, seconds.
+    accepted_s: when the controller took it in, its clock, seconds. attempts_made numbers the attempts; tries counts how
+    often one failed, or nobody could be found for it: an attempt that its client or we gave up is none of these.
     Either `attempt` is set (it runs on a worker), or `retry_s` (it will be tried then), or it waits for our own link.
     """
 
@@ -50,6 +51,7 @@ class Entry:
         "retry_s",
         "submit",
         "tokens",
+        "tries",
     )
 
     def __init__(self, submit: Submit, now: float) -> None:
@@ -60,6 +62,7 @@ class Entry:
         self.chunks: list[Chunk] = []
         self.attempt: Attempt | None = None
         self.attempts_made = 0
+        self.tries = 0
         self.excluded: tuple[str, ...] = ()
         self.retry_s: float | None = None
         self.hold_until_s: float | None = None
@@ -69,6 +72,18 @@ class Entry:
     def id(self) -> str:
         """The request's id."""
         return self.submit.request_id
+
+    def accepts(self, submit: Submit) -> bool:
+        """Whether this is a submission of the same request; one that asks for something else, or no more, is none."""
+        asked = self.submit
+        same = (submit.model, submit.max_tokens, submit.priority, submit.session_id, submit.sampling) == (
+            asked.model,
+            asked.max_tokens,
+            asked.priority,
+            asked.session_id,
+            asked.sampling,
+        )
+        return same and submit.prompt == asked.prompt and len(submit.delivered) < submit.max_tokens
 
     def resume(self, submit: Submit) -> bool:
         """Take the client's next submission. Returns whether the present attempt, if any, is of no use any more.

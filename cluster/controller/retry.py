@@ -25,14 +25,14 @@ class RetryHandler:
         """Each new request earns a share of a retry."""
         self._tokens = min(self._policy.budget_burst, self._tokens + self._policy.budget_share)
 
-    def plan(self, code: Code, attempts_made: int, now: float, deadline_s: float) -> float | None:
+    def plan(self, code: Code, tries: int, now: float, deadline_s: float) -> float | None:
         """When to try again (seconds, the caller's clock), or None when the request ends with `code`.
 
-        attempts_made counts attempts that have ended, from 1. A granted retry is paid for.
+        tries: how often the request has failed, from 1. A granted retry is paid for.
         """
-        if not TRAITS[code].retryable or attempts_made >= self._policy.max_attempts or self._tokens < 1:
+        if not TRAITS[code].retryable or tries >= self._policy.max_attempts or self._tokens < 1:
             return None
-        ceiling_s = min(self._policy.backoff_max_s, self._policy.backoff_s * 2 ** (attempts_made - 1))
+        ceiling_s = min(self._policy.backoff_max_s, self._policy.backoff_s * 2 ** (tries - 1))
         retry_s = now + (self._random.uniform(0, ceiling_s) if self._policy.jitter else ceiling_s)
         if retry_s >= deadline_s:
             return None

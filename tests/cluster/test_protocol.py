@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.protocol import (
+    VERSION,
     Accepted,
     AttemptId,
     Cancel,
@@ -173,3 +174,12 @@ def test_attempts_of_one_request_are_ordered_by_submission_and_then_by_attempt(a
 def test_a_node_listens_where_others_publish() -> None:
     assert Subject.of("worker-1").startswith(Subject.inbox("worker-1") + ".")
     assert not Subject.of("worker-10").startswith(Subject.inbox("worker-1") + ".")
+
+
+def test_a_heartbeat_of_an_older_version_is_read_although_it_has_no_checksum() -> None:
+    """Or nobody could say which node has to be updated."""
+    old = Heartbeat("worker-0", 1, 1.5, (ModelState("tiny", "warm"),), 3, 8, 8, False, version=2)
+    assert decode(encode(old)[:-4]) == old
+    for message in (msgspec.structs.replace(old, version=VERSION), Ping("b")):
+        with pytest.raises(msgspec.DecodeError):
+            decode(encode(message)[:-4])

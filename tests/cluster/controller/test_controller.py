@@ -586,6 +586,55 @@ def test_a_client_that_was_elsewhere_meanwhile_gets_another_attempt_from_what_it
     assert anew.delivered == elsewhere
 
 
+def test_going_to_and_fro_uses_up_no_attempt() -> None:
+    """An attempt that its client has given up has not failed."""
+    desk = Desk()
+    ((worker, sent),) = dispatches(desk.submit("r1", 0.0))
+    for submission in (3, 5, 7, 9):
+        again = Submit("c", 1, "r1", submission, "m", (1,), (), 6, 50.0)
+        ((worker, sent),) = dispatches(list(desk.node.handle(Received(again), 0.1)))
+    failed = desk.report(worker, Chunk(sent.attempt, 0, code=str(Code.ENGINE_ERROR)), 0.2)
+    assert told(failed) == [], "the first failure is no reason to give up"
+    assert len(dispatches(desk.until(1.0))) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"priority": 1},
+        {"model": "other"},
+        {"prompt": (2,)},
+        {"max_tokens": 7},
+        {"session_id": "another"},
+        {"delivered": (1, 2, 3, 4, 5, 6)},
+    ],
+    ids=str,
+)
+def test_a_submission_that_is_not_of_its_request_is_refused_and_the_request_goes_on(changed: dict[str, Any]) -> None:
+    desk = Desk()
+    desk.beat("w1", 0.0, state="failed")
+    for number in range(5):
+        desk.submit(f"r{number}", 0.0)
+    assert desk.node.gauges().queue_depth == 2
+    asked = {"model": "m", "prompt": (1,), "delivered": (), "max_tokens": 6, "session_id": None, "priority": 0}
+    for name in ("r0", "r4"):  # one runs, one waits
+        submit = Submit("c", 1, name, 2, deadline_s=50.0, **(asked | changed))
+        (answer,) = told(list(desk.node.handle(Received(submit), 0.1)))
+        assert answer.code == Code.INVALID_REQUEST
+    assert (desk.node.gauges().open_requests, desk.node.gauges().queue_depth) == (5, 2)
+    desk.node.handle(Received(Cancel("c", "r4")), 0.2)
+    assert (desk.node.gauges().open_requests, desk.node.gauges().queue_depth) == (4, 1)
+
+
+def test_a_submission_is_forgotten_after_its_deadline_although_nothing_new_comes() -> None:
+    desk = Desk()
+    ((worker, sent),) = dispatches(desk.submit("r1", 0.0, deadline_s=2.0))
+    desk.report(worker, Chunk(sent.attempt, 0, part("r1", 0, 6), finish="length"), 0.1)
+    assert len(desk.node._guard) == 1
+    desk.beat("w0", 2.1)
+    assert len(desk.node._guard) == 0
+
+
 def test_dead_workers_make_room_for_new_ones() -> None:
     desk = Desk(workers=("w0", "w1", "w2"))
     desk.submit("r1", 0.0, session="s")
@@ -596,7 +645,9 @@ def test_dead_workers_make_room_for_new_ones() -> None:
     rows = [command.row for command in desk.beat("w9", 4.1) if isinstance(command, Record)]
     kinds = [(row.kind, row.subject) for row in rows if isinstance(row, EventRow)]
     assert kinds[:2] == [("worker_forgotten", "w0"), ("worker_joined", "w9")]
-    assert set(desk.node.workers()) == {"w1", "w2", "w9"}
+    assert set(desk.node.workers()) == set(desk.node._breakers) == {"w1", "w2", "w9"}
+    desk.beat("w0", 4.2)
+    assert set(desk.node.workers()) == set(desk.node._breakers) == {"w2", "w9", "w0"}
 
 
 def test_a_submission_that_was_held_back_until_its_request_had_ended_starts_nothing() -> None:

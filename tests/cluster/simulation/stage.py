@@ -63,12 +63,14 @@ class NodeRows:
 class Stage:
     """Three workers unless it says otherwise, ready to serve. Times are those of the virtual clock."""
 
-    def __init__(self, seed: int = 1, *, workers: int = 3, clients: int = 2, controllers: int = 1) -> None:
+    def __init__(
+        self, seed: int = 1, *, workers: int = 3, clients: int = 2, controllers: int = 1, policy: Policy = POLICY
+    ) -> None:
         self.run = Run()
         self.run.references = []
         self.seed = seed
         self.cluster = SimulatedCluster(
-            POLICY, workers, clients, seed, lambda *node: NodeRows(self.run, *node), controllers=controllers
+            policy, workers, clients, seed, lambda *node: NodeRows(self.run, *node), controllers=controllers
         )
         self.cluster.start()
         self._ends: list[Ends] = []

@@ -3,6 +3,7 @@
 import pytest
 
 from analysis.schema import NodeRow, RequestRow, Row
+from cluster.profiles import load_policy
 from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.shell import EngineClock
 from tests.cluster.simulation.stage import CUTS, DEADLINE_S, Stage
@@ -202,3 +203,20 @@ def test_the_cluster_says_who_runs() -> None:
     assert [name for name in cluster.nodes if not cluster.running(name)] == ["worker-0", "worker-1", "worker-2"]
     cluster.thaw("worker-0")
     assert cluster.running("worker-0")
+
+
+@pytest.mark.parametrize("action", ["freeze", "black_hole"])
+def test_the_streams_of_a_dead_worker_move_although_nobody_is_impatient(action: str) -> None:
+    """Under a policy without token time-outs that are short, liveness alone must move them."""
+    patient = load_policy("serving")
+    stage = Stage(workers=2, clients=1, policy=patient)
+    stage.offer(6, 0.01, tokens_max=100)
+    stage.wait(0.1)
+    hurt_s = stage.now
+    stage.do(action, "worker-0")
+    stage.wait(patient.membership.dead_after_s + 1.0)
+    lost = [row for row in stage.attempts("controller") if row.code == "WORKER_LOST"]
+    assert lost
+    assert all(row.ended_s <= hurt_s + patient.membership.dead_after_s + 0.1 for row in lost)
+    assert {row.outcome for row in stage.requests()} == {"completed"}
+    assert len(stage.requests()) == 6
