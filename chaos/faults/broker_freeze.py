@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, hosted, watch, worked
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class BrokerFreeze:
+class BrokerFreeze(Lasting):
     """Freezes the broker."""
 
     KIND: ClassVar[str] = "broker_freeze"
@@ -42,10 +42,6 @@ class BrokerFreeze:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._stands_still, hosted(self._nodes))
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, hosted, watch, worked
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class BrokerKill:
+class BrokerKill(Lasting):
     """Takes the broker away for as long as the fault lasts."""
 
     KIND: ClassVar[str] = "broker_kill"
@@ -40,10 +40,6 @@ class BrokerKill:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._is_gone, hosted(self._nodes))
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

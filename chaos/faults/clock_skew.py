@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import (
     PROOF_S,
     Members,
@@ -31,7 +31,7 @@ _BLUR_S = 0.5
 """How long the question for a node's clock may be on its way."""
 
 
-class ClockSkew:
+class ClockSkew(Lasting):
     """Gives every target another clock."""
 
     KIND: ClassVar[str] = "clock_skew"
@@ -65,10 +65,6 @@ class ClockSkew:
         """See Fault."""
         renewed = await watch(world, self._targets, self._is_renewed, PROOF_S)
         return await self._with_clocks(world, renewed, self._ahead_s)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

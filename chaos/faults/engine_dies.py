@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import Members, Return, explained, side_by_side
 from chaos.faults.processes import inspect as inspect_processes
 from chaos.worlds.world import Death, EngineState, Impairment, ProcessState, World
@@ -21,7 +21,7 @@ _SILENT_S = 1.0
 _MODES = ("silent", "loud")
 
 
-class EngineDies:
+class EngineDies(Lasting):
     """Ends every target's engine."""
 
     KIND: ClassVar[str] = "engine_dies"
@@ -32,16 +32,11 @@ class EngineDies:
         self._death = cast(Death, spec.mode)
         self._targets = spec.targets
         self._ttl_s = spec.ttl_s
-        self._explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
+        self.explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._tokens: dict[str, int] = {}
         self._hurt: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -56,10 +51,6 @@ class EngineDies:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await self._proof(world, PROOF_S)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

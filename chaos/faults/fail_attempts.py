@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import demand_engine, inspect, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import is_worker
 from chaos.faults.roles import number
 from chaos.worlds.world import EngineState, Impairment, World
@@ -22,7 +22,7 @@ _CHANCE = 0.001
 """How likely it may be that the share hits nobody for as long as the proof is waited for."""
 
 
-class FailAttempts:
+class FailAttempts(Lasting):
     """Makes a share of every target's attempts fail."""
 
     KIND: ClassVar[str] = "fail_attempts"
@@ -60,10 +60,6 @@ class FailAttempts:
         evidence = await watch(world, self._targets, self._fails, self._proof_s)
         self._since = await inspect(world, self._targets)
         return evidence
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault. By the attempts since the first proof."""

@@ -49,3 +49,11 @@ class Fault(Protocol):
 
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """Evidence that it is gone, waiting for that at most `limit_s`."""
+
+
+class Lasting:
+    """A kind that stays in force by itself once it is injected."""
+
+    async def sustain(self, world: World, until_s: float) -> None:
+        """See Fault."""
+        await world.sleep(until_s - world.now())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import Members, Return, demand_process, explained, inspect, told, watch, worked
 from chaos.worlds.world import Life, ProcessState, World
 
@@ -18,7 +18,7 @@ _WATCH_S = 1.1
 """More than two heartbeats: a node that lives is heard in this time."""
 
 
-class Freeze:
+class Freeze(Lasting):
     """Freezes every target."""
 
     KIND: ClassVar[str] = "freeze"
@@ -28,15 +28,10 @@ class Freeze:
         demand_process(spec, ())
         self._targets = spec.targets
         self._ttl_s = spec.ttl_s
-        self._explains = explained(spec.targets, nodes)
+        self.explains = explained(spec.targets, nodes)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._frozen: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -58,10 +53,6 @@ class Freeze:
             proved = proved and bites
             facts[target] = {"bites": bites, "because": why, "early": told(early[target]), "late": told(late[target])}
         return Evidence(proved, facts)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

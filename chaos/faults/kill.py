@@ -36,16 +36,11 @@ class Kill:
         self._restart_after_s = number(spec, "restart_after_s", spec.duration_s, PROOF_S, spec.duration_s)
         self._early = self._restart_after_s < spec.duration_s
         self._targets = spec.targets
-        self._explains = explained(spec.targets, nodes)
+        self.explains = explained(spec.targets, nodes)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._down: list[str] = []
         self._killed_s = 0.0
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""

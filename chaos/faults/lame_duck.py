@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, watch, worked
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class LameDuck:
+class LameDuck(Lasting):
     """Lets the broker leave."""
 
     KIND: ClassVar[str] = "lame_duck"
@@ -41,10 +41,6 @@ class LameDuck:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._takes_nobody)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

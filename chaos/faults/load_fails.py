@@ -10,13 +10,13 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import PROOF_S, demand_engine, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import Members, Return, explained, inspect, side_by_side
 from chaos.worlds.world import EngineState, Impairment, ProcessState, World
 from cluster.errors import Code
 
 
-class LoadFails:
+class LoadFails(Lasting):
     """Makes every target load in vain."""
 
     KIND: ClassVar[str] = "load_fails"
@@ -26,15 +26,10 @@ class LoadFails:
         demand_engine(spec, ())
         self._targets = spec.targets
         self._ttl_s = spec.ttl_s
-        self._explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
+        self.explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._hurt: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -45,10 +40,6 @@ class LoadFails:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._targets, _fails, PROOF_S)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

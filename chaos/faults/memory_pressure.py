@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import is_worker
 from chaos.faults.roles import number
 from chaos.worlds.world import EngineState, World
@@ -21,7 +21,7 @@ _BYTES_MAX = 2.0**50
 _WAYS = {"bytes": (0.0, _BYTES_MAX), "share": (0.0, 1.0), "room_bytes": (0.0, _BYTES_MAX)}
 
 
-class MemoryPressure:
+class MemoryPressure(Lasting):
     """Lowers every target's limit."""
 
     KIND: ClassVar[str] = "memory_pressure"
@@ -55,10 +55,6 @@ class MemoryPressure:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._targets, self._is_short, PROOF_S)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.roles import LINKED, demand_options, demand_roles, number, role_of
 from chaos.toxiproxy.embedded.message_choice import check_message_attributes
 from chaos.worlds.messages import toxic_attributes, toxic_kind
@@ -44,7 +44,7 @@ _MARGIN_S = 0.5
 _POLL_S = 0.2
 
 
-class MessageFault:
+class MessageFault(Lasting):
     """Meddles with the messages of every target."""
 
     KIND: ClassVar[str]
@@ -99,10 +99,6 @@ class MessageFault:
             evidence = await self._look(world)
             if evidence.proved or world.now() >= end_s:
                 return evidence
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault. The same rule is still in force, and has hit what it has hit."""

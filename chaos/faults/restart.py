@@ -46,18 +46,13 @@ class Restart:
         self._targets = spec.targets
         # Only one of several is away at a time.
         alone = spec.targets if len(spec.targets) == 1 else tuple(name for name in spec.targets if not is_worker(name))
-        self._explains = explained(alone, nodes, Code.WORKER_DRAINING)
+        self.explains = explained(alone, nodes, Code.WORKER_DRAINING)
         self._waiting = list(spec.targets)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._unfinished: list[str] = []
         self._begun: list[str] = []
         self._renewed: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import PROOF_S, demand_engine, inspect, pace_s, slow_codes, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.roles import number
 from chaos.worlds.world import EngineState, Impairment, World
 
 
-class SlowDown:
+class SlowDown(Lasting):
     """Slows every target's engine down."""
 
     KIND: ClassVar[str] = "slow_down"
@@ -26,14 +26,9 @@ class SlowDown:
         self._factor = number(spec, "factor", 8.0, 1.5, 50.0)
         self._targets = spec.targets
         self._ttl_s = spec.ttl_s
-        self._explains = slow_codes(spec.targets, nodes)
+        self.explains = slow_codes(spec.targets, nodes)
         self._before: dict[str, EngineState] = {}
         self._since: dict[str, int] = {}
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -47,10 +42,6 @@ class SlowDown:
         evidence = await watch(world, self._targets, self._is_slow, PROOF_S)
         await self._from_now(world)
         return evidence
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault. By the last tokens since the first proof."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.processes import (
     PROOF_S,
     Members,
@@ -30,7 +30,7 @@ _DRAIN_LIMIT_S = 10.0
 _DRAIN_LIMIT_S_MAX = 600.0
 
 
-class Stop:
+class Stop(Lasting):
     """Stops every target."""
 
     KIND: ClassVar[str] = "stop"
@@ -40,16 +40,11 @@ class Stop:
         demand_process(spec, ("drain_limit_s",))
         self._drain_limit_s = number(spec, "drain_limit_s", _DRAIN_LIMIT_S, 0.1, _DRAIN_LIMIT_S_MAX)
         self._targets = spec.targets
-        self._explains = explained(spec.targets, nodes, Code.WORKER_DRAINING)
+        self.explains = explained(spec.targets, nodes, Code.WORKER_DRAINING)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._unfinished: list[str] = []
         self._down: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return self._explains
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -60,10 +55,6 @@ class Stop:
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
         return await watch(world, self._targets, self._judge, PROOF_S)
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault."""

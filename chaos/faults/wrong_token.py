@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
-from chaos.faults.fault import Evidence
+from chaos.faults.fault import Evidence, Lasting
 from chaos.faults.roles import number
 from chaos.worlds.world import EngineState, Impairment, World
 
@@ -19,7 +19,7 @@ _FRESH_MIN = 20
 _SEED_MAX = 2**31
 
 
-class WrongToken:
+class WrongToken(Lasting):
     """Spoils the tokens of every target."""
 
     KIND: ClassVar[str] = "wrong_token"
@@ -50,10 +50,6 @@ class WrongToken:
         evidence = await watch(world, self._targets, self._is_wrong, PROOF_S)
         self._since = await inspect(world, self._targets)
         return evidence
-
-    async def sustain(self, world: World, until_s: float) -> None:
-        """See Fault."""
-        await world.sleep(until_s - world.now())
 
     async def verify_end(self, world: World) -> Evidence:
         """See Fault. By the tokens since the first proof."""
