@@ -5,12 +5,13 @@ Everything is validated before anything starts, and an error names the file, the
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from analysis.criterion import Criterion
 from cluster.policy import Policy, Seconds
+from workloads.plan import PhaseLoad
 from workloads.spec import Positive, WorkloadSpec
 
 BROKER = "broker"
@@ -38,9 +39,13 @@ class ClusterSpec(_Section, frozen=True):
 
 
 class PhaseSpec(_Section, frozen=True):
-    """A stretch of the run under load."""
+    """A stretch of the run under load.
+
+    load: what it does instead of the workload's load; `none` offers nothing.
+    """
 
     duration_s: Seconds
+    load: PhaseLoad | Literal["none"] | None = None
 
 
 class Repeat(_Section, frozen=True):
@@ -101,6 +106,46 @@ class FaultSpec(_Section, frozen=True):
     options: dict[str, float | int | str | bool] = {}
 
 
+AWAY = "away"
+"""The worker of an arm whose requests go to another worker than the one that holds their session's cache."""
+
+
+class ArmSpec(_Section, frozen=True):
+    """One way of doing the same thing, compared with the other arms in one run, with the same seeded requests.
+
+    worker: whose requests these are: empty where routing decides, a worker's name, or `away`, for any other worker than
+    the one that the session's earlier turns were sent to. prefix: `fresh` puts content never used before in place of
+    the session's earlier turns, of the same length. policy: laid over the experiment's, for the arm's own worker, which
+    it must name. before: what its worker does before each block: `evict` its model, `prewarm` it. closed: its blocks
+    keep so many requests in flight.
+    """
+
+    worker: str = ""
+    prefix: Literal["kept", "fresh"] = "kept"
+    policy: dict[str, Any] = {}
+    before: tuple[Literal["evict", "prewarm"], ...] = ()
+    closed: Positive | None = None
+
+
+class ComparisonSpec(_Section, frozen=True):
+    """How the arms share the phase in which they are compared.
+
+    by: `sessions`: every session belongs to one arm, and all arms run at once, under a load light enough for them not
+    to feel each other; a session is primed by earlier turns that hold `prefix_tokens` together, and after `think_s`
+    its last turn is what is measured. `blocks`: one arm at a time for `block_s`, in an order seeded and balanced
+    (ABBA), with `pause_s` before each block for the last one to drain and for what its worker does before.
+    requests: of one block, evenly spread; None: as many as the workload's rate makes. Arms that are closed have none.
+    """
+
+    phase: str = "measure"
+    by: Literal["sessions", "blocks"] = "sessions"
+    block_s: Seconds = 5.0
+    pause_s: Seconds = 1.0
+    think_s: Seconds = 2.0
+    prefix_tokens: tuple[Positive, Positive] = (64, 1024)
+    requests: Positive | None = None
+
+
 class Experiment(_Section, frozen=True):
     """A whole experiment, resolved: every default filled in.
 
@@ -118,6 +163,8 @@ class Experiment(_Section, frozen=True):
     recovery_limit_s: Seconds
     faults: dict[str, FaultSpec] = {}
     guard: GuardSpec = GuardSpec()
+    arms: dict[str, ArmSpec] = {}
+    comparison: ComparisonSpec | None = None
     robustness: tuple[int, ...] = ()
     policy: Policy = Policy()
     baseline_phase: str = "baseline"
