@@ -12,6 +12,8 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     metrics that are estimated from samples. samples_min: fewer samples make the criterion inconclusive.
     when_target: judge only when a fault is aimed at this role (`worker`, `controller` or `client`); None always.
     while_faulted: count only requests whose life [intended_s, ended_s] overlaps a fault's [injected_s, healed_s].
+    arm: count only requests of this arm of the comparison. versus: the value is the metric of `arm` divided by that of
+    this arm, and the limits are limits of the ratio.
     """
 
     metric: str
@@ -22,3 +24,5 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     samples_min: Annotated[int, msgspec.Meta(ge=1)] = 1
     when_target: str | None = None
     while_faulted: bool = False
+    arm: str | None = None
+    versus: str | None = None

@@ -1,5 +1,6 @@
 """Read a results directory into a History."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -7,17 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.history import History, UnreadableError, read_experiment, read_info
-from analysis.tables import REFERENCES_SCHEMA, SCHEDULE_SCHEMA, SCHEMAS, TOKEN_GAPS_SCHEMA
+from analysis.tables import REFERENCES_SCHEMA, SCHEDULE_ADDED, SCHEDULE_SCHEMA, SCHEMAS, TOKEN_GAPS_SCHEMA
 
 
-def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """A Parquet file as a frame with exactly the columns of `schema`. Raises UnreadableError."""
+def read_table(path: Path, schema: pa.Schema, added: Mapping[str, str | int] | None = None) -> pd.DataFrame:
+    """A Parquet file as a frame with exactly the columns of `schema`. Raises UnreadableError.
+
+    added: columns that may be missing, and what they hold then.
+    """
     try:
         table = pq.ParquetFile(path).read()
     except FileNotFoundError:
         raise UnreadableError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
         raise UnreadableError(f"{path}: not a readable Parquet file: {_line(error)}") from None
+    for name, value in (added or {}).items():
+        if name not in table.schema.names:
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
     missing = [name for name in schema.names if name not in table.schema.names]
     if missing:
         raise UnreadableError(f"{path}: not this table: no column {', '.join(missing)}")
@@ -34,7 +41,7 @@ def load_history(directory: Path) -> History:
     return History(
         info=read_info(directory),
         experiment=read_experiment(directory),
-        schedule=read_table(directory / "schedule.parquet", SCHEDULE_SCHEMA),
+        schedule=read_table(directory / "schedule.parquet", SCHEDULE_SCHEMA, SCHEDULE_ADDED),
         references=_optional(directory / "references.parquet", REFERENCES_SCHEMA),
         token_gaps=_optional(directory / "token_gaps.parquet", TOKEN_GAPS_SCHEMA),
         requests=tables["requests"],

@@ -44,9 +44,18 @@ SCHEDULE_SCHEMA: Any = pa.schema(
         ("prompt_id", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("max_tokens", pa.int64()),
+        ("arm", pa.string()),
+        ("worker", pa.string()),
+        ("block", pa.int64()),
     ]
 )
-"""`schedule.parquet`: what was to be sent; intended_s in seconds since the run began."""
+"""`schedule.parquet`: what was to be sent; intended_s in seconds since the run began.
+
+arm, block: of a comparison, see workloads.schedule.ScheduledRequest. worker: the wished one.
+"""
+
+SCHEDULE_ADDED: dict[str, str | int] = {"arm": "", "worker": "", "block": -1}
+"""Columns that schedules of earlier runs do not have, and what they hold there."""
 
 REFERENCES_SCHEMA: Any = pa.schema([("prompt_id", pa.string()), ("tokens", pa.list_(pa.int64()))])
 """`references.parquet`: see `History.references`."""

@@ -20,7 +20,12 @@ _BLOCK = 1024
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True):
-    """One request of the plan. `intended_s` counts from the start of the load; `turn` counts from 0 in its chat."""
+    """One request of the plan. `intended_s` counts from the start of the load; `turn` counts from 0 in its chat.
+
+    arm: of a comparison, empty for what no arm counts. worker: the wished one, empty where routing decides. block:
+    which block of the comparison it belongs to, counted from 0; requests of different arms with the same number are a
+    pair. -1: none.
+    """
 
     request_id: str
     intended_s: float
@@ -29,6 +34,9 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     prompt_id: str
     prompt: tuple[Token, ...]
     max_tokens: int
+    arm: str = ""
+    worker: str = ""
+    block: int = -1
 
 
 class _Stream(IntEnum):
@@ -170,6 +178,9 @@ def schedule_rows(schedule: Iterable[ScheduledRequest]) -> pa.Table:
             "prompt_id": request.prompt_id,
             "prompt_tokens": len(request.prompt),
             "max_tokens": request.max_tokens,
+            "arm": request.arm,
+            "worker": request.worker,
+            "block": request.block,
         }
         for request in schedule
     ]
