@@ -2,17 +2,27 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
 from itertools import chain
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from analysis.tables import SCHEDULE_SCHEMA
 from cluster.policy import WorkerPolicy
 from cluster.protocol import Token
+from workloads.arrivals import (
+    Profile,
+    Units,
+    arrival_times,
+    constant_units,
+    expected_requests,
+    gamma_units,
+    overlay,
+    poisson_units,
+    workload_profile,
+)
 from workloads.spec import WorkloadSpec
+from workloads.streams import Stream, stream
 from workloads.vocabulary import PromptVocabulary
 
 REQUESTS_MAX = 1_000_000
@@ -39,14 +49,6 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     block: int = -1
 
 
-class _Stream(IntEnum):
-    """The independent random streams of a schedule: a draw more in one moves nothing in another."""
-
-    ARRIVALS = 0
-    SESSIONS = 1
-    CONTENT = 2
-
-
 def build_schedule(
     spec: WorkloadSpec,
     rate_per_s: float,
@@ -55,26 +57,31 @@ def build_schedule(
     vocabulary: PromptVocabulary,
     *,
     context_max_tokens: int = WorkerPolicy().context_max_tokens,
+    profile: Profile = (),
 ) -> list[ScheduledRequest]:
     """All requests of a load, in order of their time.
 
     The n-th request has the same chat, turn, prompt and output cap at any rate and duration: they depend on the seed
     (not negative), the spec and the vocabulary alone. Prompt ids name a prompt among schedules that share these three.
     context_max_tokens: bound of prompt plus output cap; a chat that outgrows it forgets its oldest messages.
+    profile: stretches of the load, as factors of `rate_per_s`, in place of what the workload itself says of that time
+    (see workloads.arrivals); what lies beyond `duration_s` is cut off.
 
     Raises ValueError when the rate or duration is not positive, when there would be more than REQUESTS_MAX requests,
     or when a single message can exceed the context.
     """
     if not (rate_per_s > 0 and duration_s > 0):
         raise ValueError(f"expected a positive rate and duration, got {rate_per_s:g}/s for {duration_s:g} s")
-    if rate_per_s * duration_s > REQUESTS_MAX:
+    shape = [part for part in overlay(workload_profile(spec, duration_s), profile) if part.start_s < duration_s]
+    shape = [part if part.end_s <= duration_s else part.between(part.start_s, duration_s) for part in shape]
+    if expected_requests(shape, rate_per_s) > REQUESTS_MAX:
         raise ValueError(f"{rate_per_s:g}/s for {duration_s:g} s is more than {REQUESTS_MAX} requests")
     markers = vocabulary.markers
     alone = len(markers.before_first) + spec.prompt_tokens[1] + len(markers.before_reply) + spec.output_tokens[1]
     if alone > context_max_tokens:
         raise ValueError(f"one message and its answer can take {alone} tokens, the context holds {context_max_tokens}")
     turns = _turns(spec, seed, vocabulary, context_max_tokens)
-    times = _arrivals(spec, rate_per_s, duration_s, seed)
+    times = arrival_times(_units(spec, seed), rate_per_s, shape)
     return [
         ScheduledRequest(
             request_id=f"r{number:06d}",
@@ -106,7 +113,7 @@ class _Chat:
         self._spec = spec
         self._vocabulary = vocabulary
         self._context_max_tokens = context_max_tokens
-        self._random = _random(seed, _Stream.CONTENT, chat)
+        self._random = stream(seed, Stream.CONTENT, chat)
         self._past: deque[tuple[Token, ...]] = deque()
         self._past_tokens = 0
         self.turns = 0
@@ -138,7 +145,7 @@ class _Chat:
 
 def _turns(spec: WorkloadSpec, seed: int, vocabulary: PromptVocabulary, context_max_tokens: int) -> Iterator[_Turn]:
     """Turns without end: each of a running chat chosen at random. A chat that is over makes room for a new one."""
-    choices = _random(seed, _Stream.SESSIONS)
+    choices = stream(seed, Stream.SESSIONS)
     chats = [_Chat(number, spec, seed, vocabulary, context_max_tokens) for number in range(spec.sessions)]
     begun = spec.sessions
     while True:
@@ -149,26 +156,21 @@ def _turns(spec: WorkloadSpec, seed: int, vocabulary: PromptVocabulary, context_
                 begun += 1
 
 
-def _arrivals(spec: WorkloadSpec, rate_per_s: float, duration_s: float, seed: int) -> list[float]:
-    """Times in [0, duration_s), ascending, in seconds."""
+def _units(spec: WorkloadSpec, seed: int) -> Units:
+    random = stream(seed, Stream.ARRIVALS)
     if spec.arrivals == "constant":
-        times = np.arange(int(np.ceil(rate_per_s * duration_s))) / rate_per_s
-    else:
-        random = _random(seed, _Stream.ARRIVALS)
-        units = np.empty(0)
-        while not units.size or units[-1] < rate_per_s * duration_s:
-            last = units[-1] if units.size else 0.0
-            units = np.append(units, last + np.cumsum(random.standard_exponential(_BLOCK)))
-        times = units / rate_per_s
-    return [float(time_s) for time_s in times if time_s < duration_s]
+        return constant_units()
+    if spec.arrivals == "gamma":
+        assert spec.burstiness is not None
+        return gamma_units(random, spec.burstiness)
+    return poisson_units(random)
 
 
-def _random(seed: int, *stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)))
+def schedule_rows(schedule: Iterable[ScheduledRequest], segment: str = "") -> pa.Table:
+    """The schedule as the Arrow table of `schedule.parquet`; `prompt_tokens` is the length of the prompt.
 
-
-def schedule_rows(schedule: Iterable[ScheduledRequest]) -> pa.Table:
-    """The schedule as the Arrow table of `schedule.parquet`; `prompt_tokens` is the length of the prompt."""
+    segment: the closed segment that these requests belong to, empty for an open loop.
+    """
     rows = [
         {
             "request_id": request.request_id,
@@ -181,6 +183,7 @@ def schedule_rows(schedule: Iterable[ScheduledRequest]) -> pa.Table:
             "arm": request.arm,
             "worker": request.worker,
             "block": request.block,
+            "segment": segment,
         }
         for request in schedule
     ]

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Factor = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
+Offset = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 PER_S_MAX = 100_000.0
 SHARE_MAX = 10.0
 _RATE = re.compile(r"^(?P<value>\d+(\.\d+)?)\s*(?P<unit>/s|%)$", re.ASCII)
@@ -38,7 +40,10 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     [least, most]. generators: processes that share the load.
     """
 
-    arrivals: Literal["poisson", "constant"] = "poisson"
+    arrivals: Literal["poisson", "constant", "gamma"] = "poisson"
+    burstiness: Annotated[float, msgspec.Meta(ge=0.1, le=20)] | None = None
+    ramp: tuple[Factor, Factor] | None = None
+    steps: tuple[tuple[Offset, Factor], ...] = ()
     rate: str = "35%"
     rate_min: str | None = None
     rate_max: str | None = None
