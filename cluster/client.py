@@ -179,6 +179,7 @@ class ClientNode:
             ask.session_id,
             ask.priority,
             ask.sampling,
+            ask.worker,
         )
         commands.append(Send(self._controller, submit, needs_responder=True))
         self._rearm(entry)

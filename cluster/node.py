@@ -130,7 +130,10 @@ class MemoryLimit(Event, frozen=True):
 
 
 class Ask(Event, frozen=True):
-    """To a client, from its caller: complete this prompt. `intended_s` is when it should have been sent."""
+    """To a client, from its caller: complete this prompt. `intended_s` is when it should have been sent.
+
+    worker: the wished one, see Submit.
+    """
 
     request_id: str
     model: str
@@ -143,6 +146,7 @@ class Ask(Event, frozen=True):
     prompt_id: str = ""
     priority: int = 0
     sampling: Sampling = GREEDY
+    worker: str = ""
 
 
 class Abandon(Event, frozen=True):

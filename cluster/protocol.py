@@ -16,7 +16,7 @@ import msgspec
 Token = int
 """A token id of the model's vocabulary."""
 
-VERSION = 3
+VERSION = 4
 """Of this protocol. Raised whenever a message changes; nodes of different versions do not work together."""
 
 CONTROLLERS = "controllers"
@@ -94,7 +94,11 @@ class Pong(_Message, frozen=True, array_like=True, tag="pong"):
 
 
 class Submit(_Message, frozen=True, array_like=True, tag="submit"):
-    """Client to controller: complete `prompt`, of which `delivered` tokens have reached the caller already."""
+    """Client to controller: complete `prompt`, of which `delivered` tokens have reached the caller already.
+
+    worker: the wished one; empty: whichever the controller chooses. It is asked as long as it may take the request,
+    and waited for while it is only full. Otherwise, and after a failure there, the request goes wherever it can.
+    """
 
     client: str
     controller_incarnation: int
@@ -108,6 +112,7 @@ class Submit(_Message, frozen=True, array_like=True, tag="submit"):
     session_id: str | None = None
     priority: int = 0
     sampling: Sampling = GREEDY
+    worker: str = ""
 
 
 class Accepted(_Message, frozen=True, array_like=True, tag="accepted"):
@@ -215,6 +220,12 @@ class Prewarm(_Message, frozen=True, array_like=True, tag="prewarm"):
     priority: int = 0
 
 
+class Evict(_Message, frozen=True, array_like=True, tag="evict"):
+    """To a worker: drop this model from memory as soon as nobody waits for it, until somebody asks for it again."""
+
+    model: str
+
+
 class StreamReport(_Message, frozen=True, array_like=True, tag="report"):
     """Worker to controller: news of all streams that the controller gave it, in one message."""
 
@@ -236,6 +247,7 @@ Message = (
     | Withdraw
     | Drain
     | Prewarm
+    | Evict
     | StreamReport
 )
 

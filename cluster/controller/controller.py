@@ -11,7 +11,7 @@ from cluster.controller.retry import RetryHandler
 from cluster.controller.rows import attempt_ended, breaker_change, event, stale_report
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
-from cluster.controller.waiting import WaitingRoom
+from cluster.controller.waiting import Line, WaitingRoom, line_of
 from cluster.controller.workforce import Workforce
 from cluster.errors import TRAITS, Code
 from cluster.guard import DuplicateGuard
@@ -226,7 +226,7 @@ class ControllerNode:
 
     def _enter(self, entry: Entry, now: float) -> list[Command]:
         """A new request goes to a worker, or behind those who wait for one already."""
-        if self._waiting.first(entry.submit.model) is None:
+        if self._waiting.first(line_of(entry)) is None:
             return self._dispatch(entry, now)
         self._waiting.add(entry)
         self._timeouts.arm(entry)
@@ -235,11 +235,11 @@ class ControllerNode:
     def _fill(self, now: float) -> list[Command]:
         """Give free places to those who wait, as far as the places go."""
         commands: list[Command] = []
-        for model in self._waiting.models():
-            while (entry := self._waiting.first(model)) is not None:
-                commands += self._dispatch(entry, now)
-                if entry in self._waiting:
-                    break
+        held_up: list[Line] = []
+        while (entry := self._waiting.next(held_up)) is not None:
+            commands += self._dispatch(entry, now)
+            if entry in self._waiting:
+                held_up.append(line_of(entry))
         return commands
 
     def _dispatch(self, entry: Entry, now: float) -> list[Command]:

@@ -3,6 +3,9 @@
 from cluster.errors import Code
 from cluster.protocol import AttemptId, Chunk, Submit, Token
 
+_SAME = ("model", "max_tokens", "priority", "session_id", "sampling", "worker")
+"""What no later submission of a request may change."""
+
 
 class Attempt:
     """One execution on one worker, as the controller sees it. Times in the controller's clock, seconds."""
@@ -73,16 +76,16 @@ class Entry:
         """The request's id."""
         return self.submit.request_id
 
+    @property
+    def wish(self) -> str:
+        """The worker that it is to go to if that may take it; empty: routing decides, as it does after a failure."""
+        worker = self.submit.worker
+        return "" if worker in self.excluded else worker
+
     def accepts(self, submit: Submit) -> bool:
         """Whether this is a submission of the same request; one that asks for something else, or no more, is none."""
         asked = self.submit
-        same = (submit.model, submit.max_tokens, submit.priority, submit.session_id, submit.sampling) == (
-            asked.model,
-            asked.max_tokens,
-            asked.priority,
-            asked.session_id,
-            asked.sampling,
-        )
+        same = all(getattr(submit, name) == getattr(asked, name) for name in _SAME)
         return same and submit.prompt == asked.prompt and len(submit.delivered) < submit.max_tokens
 
     def resume(self, submit: Submit) -> bool:

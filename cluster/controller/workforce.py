@@ -3,7 +3,7 @@
 from cluster.controller.breaker import BreakerState, CircuitBreaker
 from cluster.controller.ledger import Attempt, Entry
 from cluster.controller.membership import Liveness, Membership, Warmth
-from cluster.controller.routing import Candidate, choose
+from cluster.controller.routing import HARD, Candidate, choose
 from cluster.controller.rows import breaker_change
 from cluster.node import Command
 from cluster.policy import Policy
@@ -54,13 +54,25 @@ class Workforce:
     def able(self, entry: Entry) -> list[str]:
         """Who may be asked, if not now then later: serves the model, and was not asked in vain.
 
+        The wished worker alone, where there is one that may take it or is only full.
+
         A worker that would have to load the model first is asked only where nobody has it in memory: a load stops all
         streams of that worker, and a place in a warm batch is free sooner.
         """
+        if entry.wish and self._grants(entry):
+            return [entry.wish]
         model, members = entry.submit.model, self.membership.members
         serving = [worker for worker in self.serving(model) if worker not in entry.excluded]
         warm = [worker for worker in serving if members[worker].warmth[model] is Warmth.WARM]
         return warm or serving
+
+    def _grants(self, entry: Entry) -> bool:
+        """Whether the request may go where it wishes to, now or as soon as there is room."""
+        member = self.membership.members.get(entry.wish)
+        if member is None or not member.serves(entry.submit.model) or not self.breakers[entry.wish].allows():
+            return False
+        pressure = member.heartbeat.pressure
+        return pressure < HARD and (pressure == 0 or entry.submit.priority >= 0)
 
     def has_room(self, worker: str) -> bool:
         """Whether one more attempt would not wait for long there."""
@@ -99,6 +111,9 @@ class Workforce:
         model, members = entry.submit.model, self.membership.members
         candidates: list[Candidate] = []
         commands: list[Command] = []
+        if entry.wish in self.breakers:
+            # A wish is granted by its breaker, which has to be up to date first.
+            commands += breaker_change(entry.wish, self.breakers[entry.wish].ripen(now), now)
         for worker in self.able(entry):
             breaker, member = self.breakers[worker], members[worker]
             commands += breaker_change(worker, breaker.ripen(now), now)

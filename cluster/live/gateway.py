@@ -315,6 +315,7 @@ class Gateway:
             session_id=None if session is None else tenant + session,
             priority=wanted.priority or 0,
             sampling=wanted.sampling(),
+            worker=wanted.worker or "",
         )
         return ask, tokenizer
 

@@ -17,6 +17,8 @@ DEFAULT_TIMEOUT_S = 120.0
 TIMEOUT_S_MAX = 3_600.0
 SESSION_ID_MAX = 128
 """Characters."""
+WORKER_MAX = 128
+"""Characters."""
 _PATH_TOLD_MAX = 100
 RETRY_AFTER_S = 1
 """What a caller that was refused for load, or while nobody was there, is told to wait."""
@@ -133,7 +135,8 @@ class StreamOptions(msgspec.Struct, frozen=True):
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What chat and completion have in common. Unlike OpenAI's, the default temperature is 0.
 
-    session_id, priority and timeout (seconds) are extensions: requests of one session find its cache again.
+    session_id, priority, timeout (seconds) and worker are extensions: requests of one session find its cache again; a
+    worker that is named is asked while it may take the request, and waited for while it is only full.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -147,6 +150,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: Annotated[str, Meta(min_length=1, max_length=SESSION_ID_MAX)] | None = None
     priority: Literal[-1, 0, 1] | None = None
     timeout: Annotated[float, Meta(gt=0, le=TIMEOUT_S_MAX)] | None = None
+    worker: Annotated[str, Meta(max_length=WORKER_MAX, description="who is to answer, if it can")] | None = None
 
     def sampling(self) -> Sampling:
         """How tokens are chosen."""

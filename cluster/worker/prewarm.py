@@ -57,6 +57,8 @@ class ModelPreWarmer:
         self._models = {offer.model: _Model(offer, prewarm) for offer in offers}
         self._dead = False
         self.loading: str | None = None
+        self.leaving: list[str] = []
+        """Models that were told to leave, and are busy or loading."""
 
     def states(self) -> tuple[ModelState, ...]:
         """All models, in the order in which they became known."""
@@ -96,10 +98,21 @@ class ModelPreWarmer:
         known = self._models.setdefault(model, _Model(ModelOffer(model, priority), True))
         known.priority = max(known.priority, priority)
         known.wanted = True
+        self._left(model)
         if known.state != "failed":
             return False
         known.state = "cold"
         return True
+
+    def evict(self, model: str) -> None:
+        """Have the model leave as soon as nobody waits for it. One that is not in memory, or not ours, is ignored."""
+        if self.state(model) in ("warm", "loading") and model not in self.leaving:
+            self._models[model].wanted = False
+            self.leaving.append(model)
+
+    def ready_to_leave(self, busy: Sequence[str]) -> list[str]:
+        """Of those that are to leave, whom nobody keeps."""
+        return [model for model in self.leaving if self.is_warm(model) and model not in busy]
 
     @property
     def may_load(self) -> bool:
@@ -159,11 +172,17 @@ class ModelPreWarmer:
             self.loading = None
         known = self._models[model]
         known.state, known.reason, known.code, known.wanted = "failed", reason, code, False
+        self._left(model)
 
     def unloaded(self, model: str) -> None:
         """It has left the memory."""
         self._models[model].state = "cold"
         self._models[model].wanted = False
+        self._left(model)
+
+    def _left(self, model: str) -> None:
+        if model in self.leaving:
+            self.leaving.remove(model)
 
     def postpone(self, model: str) -> None:
         """There is no room for it now: it stays cold until somebody asks for it again."""

@@ -1,6 +1,6 @@
 """ResourceManager: what a worker's memory is promised to, what still fits, and what has to go for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -115,6 +115,17 @@ class ResourceManager:
                 self._models.unloaded(models[-1])
                 self.free_weights(models[-1])
         return Room(tuple(caches), tuple(models))
+
+    def let_go(self, busy: Callable[[], Sequence[str]]) -> Room:
+        """Models that are to leave do so as soon as nobody waits for them, and their kept caches with them."""
+        if not self._models.leaving:
+            return Room()
+        models = self._models.ready_to_leave(busy())
+        for model in models:
+            self._cache.forget_model(model)
+            self._models.unloaded(model)
+            self.free_weights(model)
+        return Room(models=tuple(models))
 
     def relieve(self) -> Room:
         """Above the soft limit kept caches go, until usage is well below it."""

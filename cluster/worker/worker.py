@@ -38,6 +38,7 @@ from cluster.protocol import (
     Chunk,
     Dispatch,
     Drain,
+    Evict,
     Heartbeat,
     Prewarm,
     StreamReport,
@@ -144,6 +145,9 @@ class WorkerNode:
                 return self._heartbeat(now)
             case Received(Prewarm(model, priority)):
                 return self._prewarm(model, priority, now)
+            case Received(Evict(model)):
+                self._models.evict(model)
+                return []
             case LinkUp():
                 self._link = True
                 return [event_row(now, "link_up", self.name), *self._heartbeat(now)]
@@ -167,8 +171,9 @@ class WorkerNode:
                 return []
 
     def _proceed(self, now: float) -> list[Command]:
-        """After every event: give back memory, begin a load, fill the batch."""
-        return [*self._clear(self._memory.relieve(), now), *self._load(now), *self._admit(now)]
+        """After every event: give back memory, let go of models, begin a load, fill the batch."""
+        freed = [*self._clear(self._memory.relieve(), now), *self._clear(self._memory.let_go(self._busy), now)]
+        return [*freed, *self._load(now), *self._admit(now)]
 
     # Attempts: how they come in, start, make tokens, and end.
 

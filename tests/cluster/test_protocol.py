@@ -17,6 +17,7 @@ from cluster.protocol import (
     Delivery,
     Dispatch,
     Drain,
+    Evict,
     Heartbeat,
     Message,
     ModelState,
@@ -50,7 +51,7 @@ CHUNKS = st.builds(
     COUNTS,
 )
 STATES = st.builds(ModelState, NAMES, st.sampled_from(["cold", "loading", "warm", "failed"]))
-SUBMITS = st.builds(Submit, NAMES, COUNTS, NAMES, COUNTS, NAMES, TOKENS, TOKENS, COUNTS, TIMES, SESSIONS)
+SUBMITS = st.builds(Submit, NAMES, COUNTS, NAMES, COUNTS, NAMES, TOKENS, TOKENS, COUNTS, TIMES, SESSIONS, worker=NAMES)
 HEARTBEATS = st.builds(
     Heartbeat,
     NAMES,
@@ -74,6 +75,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Dispatch, ATTEMPTS, NAMES, COUNTS, NAMES, TOKENS, TOKENS, COUNTS, TIMES, SESSIONS),
     st.builds(Withdraw, ATTEMPTS),
     st.just(Drain()),
+    st.builds(Evict, NAMES),
     st.builds(StreamReport, NAMES, COUNTS, TIMES, st.lists(CHUNKS, max_size=3).map(tuple)),
 )
 
@@ -180,6 +182,7 @@ def test_a_heartbeat_of_an_older_version_is_read_although_it_has_no_checksum() -
     """Or nobody could say which node has to be updated."""
     old = Heartbeat("worker-0", 1, 1.5, (ModelState("tiny", "warm"),), 3, 8, 8, False, version=2)
     assert decode(encode(old)[:-4]) == old
+    assert decode(encode(msgspec.structs.replace(old, version=VERSION - 1))).version == VERSION - 1  # type: ignore[union-attr]
     for message in (msgspec.structs.replace(old, version=VERSION), Ping("b")):
         with pytest.raises(msgspec.DecodeError):
             decode(encode(message)[:-4])

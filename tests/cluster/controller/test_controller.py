@@ -458,13 +458,21 @@ class Desk:
             self.beat(worker, 0.0)
 
     def beat(self, worker: str, now: float, *, incarnation: int = 1, state: str = "warm", **more: Any) -> list[Command]:
-        beat = Heartbeat(worker, incarnation, now, (ModelState("m", state),), 0, 0, 2, False, **more)
+        fields: dict[str, Any] = {"draining": False, **more}
+        beat = Heartbeat(worker, incarnation, now, (ModelState("m", state),), 0, 0, 2, **fields)
         return list(self.node.handle(Received(beat), now))
 
     def submit(
-        self, name: str, now: float, *, deadline_s: float = 50.0, session: str | None = None, priority: int = 0
+        self,
+        name: str,
+        now: float,
+        *,
+        deadline_s: float = 50.0,
+        session: str | None = None,
+        priority: int = 0,
+        wish: str = "",
     ) -> list[Command]:
-        submit = Submit("c", 1, name, 1, "m", (1,), (), 6, deadline_s, session, priority)
+        submit = Submit("c", 1, name, 1, "m", (1,), (), 6, deadline_s, session, priority, worker=wish)
         return list(self.node.handle(Received(submit), now))
 
     def report(self, worker: str, chunk: Chunk, now: float) -> list[Command]:
@@ -606,6 +614,7 @@ def test_going_to_and_fro_uses_up_no_attempt() -> None:
         {"prompt": (2,)},
         {"max_tokens": 7},
         {"session_id": "another"},
+        {"worker": "w0"},
         {"delivered": (1, 2, 3, 4, 5, 6)},
     ],
     ids=str,

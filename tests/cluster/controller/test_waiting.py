@@ -4,19 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.controller.ledger import Entry
-from cluster.controller.waiting import WaitingRoom
+from cluster.controller.waiting import Line, WaitingRoom, line_of
 from cluster.protocol import Submit
 
 AGEING_S = 5.0
 
 
-def entry(name: str, at_s: float, priority: int = 0, model: str = "m") -> Entry:
-    return Entry(Submit("c", 1, name, 1, model, (1,), (), 4, 100.0, None, priority), at_s)
+def entry(name: str, at_s: float, priority: int = 0, model: str = "m", wish: str = "") -> Entry:
+    return Entry(Submit("c", 1, name, 1, model, (1,), (), 4, 100.0, None, priority, worker=wish), at_s)
 
 
 def order(room: WaitingRoom, model: str = "m") -> list[str]:
     names = []
-    while (first := room.first(model)) is not None:
+    while (first := room.first((model, ""))) is not None:
         names.append(first.id)
         room.discard(first)
     return names
@@ -28,7 +28,7 @@ def test_high_priority_first_and_first_come_first_served_among_equals() -> None:
         room.add(entry(name, at * 0.1, priority))
     assert order(room) == ["high", "a", "b", "low"]
     assert len(room) == 0
-    assert not room.models()
+    assert room.next([]) is None
 
 
 def test_who_waits_rises_by_one_priority_in_ageing_s() -> None:
@@ -42,8 +42,26 @@ def test_models_wait_in_lines_of_their_own() -> None:
     room = WaitingRoom(AGEING_S)
     room.add(entry("a", 0.0, 0, "m"))
     room.add(entry("b", 0.0, 1, "n"))
-    assert room.models() == ["m", "n"]
+    assert ids(room, []) == ["b", "a"]
     assert order(room) == ["a"]
+
+
+def ids(room: WaitingRoom, held_up: list[Line]) -> list[str]:
+    """Who would go now, one of each line, without anybody going."""
+    names, held_up = [], list(held_up)
+    while (first := room.next(held_up)) is not None:
+        names.append(first.id)
+        held_up.append(line_of(first))
+    return names
+
+
+def test_those_with_a_wish_wait_in_a_line_of_their_own_and_are_served_by_age() -> None:
+    room = WaitingRoom(AGEING_S)
+    for at, (name, wish) in enumerate([("a", "w0"), ("b", ""), ("c", "w0"), ("d", "w1")]):
+        room.add(entry(name, at * 0.1, wish=wish))
+    assert ids(room, []) == ["a", "b", "d"]
+    assert ids(room, [("m", "w0")]) == ["b", "d"], "a line that cannot go on holds up no other"
+    assert len(room) == 4
 
 
 def test_one_that_waits_already_keeps_its_place() -> None:

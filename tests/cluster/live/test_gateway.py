@@ -137,7 +137,7 @@ async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
 def test_a_whole_answer() -> None:
     async def test(b: Bench) -> None:
         body = {**CHAT, "max_tokens": 9, "session_id": "s", "priority": 1, "temperature": 0.5, "top_p": 0.9}
-        status, answer = await b.post({**body, "timeout": 7})
+        status, answer = await b.post({**body, "timeout": 7, "worker": "w1"})
         assert status == 200
         assert answer["choices"] == [
             {
@@ -156,7 +156,7 @@ def test_a_whole_answer() -> None:
             "prompt_tokens_details": {"cached_tokens": 3},
         }
         assert ask.prompt == TOKENIZER.chat([{"role": "user", "content": "hi"}])
-        assert (ask.max_tokens, ask.timeout_s, ask.session_id, ask.priority) == (9, 7.0, "s", 1)
+        assert (ask.max_tokens, ask.timeout_s, ask.session_id, ask.priority, ask.worker) == (9, 7.0, "s", 1, "w1")
         assert ask.sampling == Sampling(0.5, 0.9)
         assert b.cluster.abandoned == []
 

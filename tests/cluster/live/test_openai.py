@@ -52,6 +52,7 @@ def refused(body: object, kind: type[ChatRequest] | type[CompletionRequest] = Ch
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"priority": 2}, "priority"),
+        ({"worker": "w" * 129}, "worker"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": 1e9}, "timeout"),
         ({"session_id": ""}, "session_id"),

@@ -40,6 +40,7 @@ from cluster.protocol import (
     Chunk,
     Dispatch,
     Drain,
+    Evict,
     Heartbeat,
     Prewarm,
     StreamReport,
@@ -403,6 +404,13 @@ class WorkerWalk(RuleBasedStateMachine):
         if self.link:
             self.feed(Received(Prewarm(model, priority)))
 
+    @rule(model=st.sampled_from(["m", "n", "elsewhere"]))
+    def somebody_wants_a_model_gone(self, model: str) -> None:
+        if self.link:
+            self.feed(Received(Evict(model)))
+            idle = model not in [message.model for message in self.open()]
+            assert not (idle and self.node.models().get(model) == "warm"), "nobody keeps it, and it stays"
+
     @precondition(lambda self: self.link)
     @rule(really=SELDOM)
     def link_goes_down(self, really: bool) -> None:
@@ -750,6 +758,37 @@ def test_a_failed_load_answers_whoever_waits_and_may_be_tried_again() -> None:
     assert told(send(node, "b", 1.0)) == [Code.ENGINE_ERROR]
     assert node.gauges().open_requests == 0
     assert kinds(node.handle(Received(Prewarm("m")), 2.0)) == ["Send", "Send", "Load"]
+
+
+def test_a_model_that_is_told_to_go_goes_at_once_with_its_caches_and_stays_away_until_it_is_asked_for() -> None:
+    node = ready()
+    send(node, "a", 0.0)
+    node.handle(end(1, 0, 1, kept=3, kept_bytes=30), 1.0)
+    assert node.gauges().cache_bytes == 30
+    commands = node.handle(Received(Evict("m")), 2.0)
+    assert kinds(commands) == ["Send", "Unload"]
+    assert [state.state for state in beats(commands)[0].models] == ["cold"]
+    assert (node.gauges().cache_bytes, node.memory()[0]) == (0, 0)
+    assert "Load" not in kinds(node.handle(Wake(), 30.0))
+    assert kinds(send(node, "b", 31.0))[-1] == "Load"
+
+
+def test_a_model_that_is_told_to_go_finishes_what_it_has() -> None:
+    node = ready()
+    send(node, "a", 0.0)
+    assert kinds(node.handle(Received(Evict("m")), 1.0)) == []
+    commands = node.handle(end(1, 0, 1), 2.0)
+    assert kinds(commands)[-1] == "Unload"
+    assert [chunk.finish for chunk in chunks(commands)] == ["length"]
+
+
+def test_a_model_that_is_wanted_again_before_it_could_go_stays() -> None:
+    node = ready()
+    send(node, "a", 0.0)
+    node.handle(Received(Evict("m")), 1.0)
+    node.handle(Received(Prewarm("m")), 1.5)
+    assert "Unload" not in kinds(node.handle(end(1, 0, 1), 2.0))
+    assert node.models() == {"m": "warm"}
 
 
 def test_a_model_that_can_never_fit_fails_and_says_why() -> None:
