@@ -89,9 +89,27 @@ def run_end_s(history: History) -> float:
     return max((float(time_s) for time_s in told if not math.isnan(time_s)), default=0.0)
 
 
+def asked(history: History) -> "pd.Series[float]":
+    """When each request of a closed load was really asked, seconds since the run began, by request_id."""
+    events = history.events[history.events["kind"] == "request_asked"].drop_duplicates("request_id")
+    return events.set_index("request_id")["time_s"]
+
+
+def closed_lines(schedule: pd.DataFrame) -> "pd.Series[bool]":
+    """Which lines of a schedule belong to a closed load."""
+    return schedule["segment"].fillna("") != ""
+
+
 def due(history: History) -> pd.DataFrame:
-    """The rows of the schedule whose time had come when the run ended."""
-    return history.schedule[history.schedule["intended_s"] <= run_end_s(history)]
+    """The rows of the schedule whose time had come when the run ended; intended_s is when it came.
+
+    A request of a closed load is due as it is asked. One that never was has never been offered.
+    """
+    plan = history.schedule
+    closed = closed_lines(plan)
+    if closed.any():
+        plan = plan.assign(intended_s=plan["intended_s"].mask(closed, plan["request_id"].map(asked(history))))
+    return plan[plan["intended_s"] <= run_end_s(history)]
 
 
 def finished(history: History) -> pd.DataFrame:

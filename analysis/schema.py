@@ -164,6 +164,8 @@ EVENT_KINDS: dict[str, str] = {
     "retry": "the controller will try a request again",
     "migration": "a broken stream goes on elsewhere from the tokens already delivered",
     "stale_report": "the controller dropped news of an attempt that it had given up",
+    "request_asked": "a request of a closed load was sent, and is offered from now on",
+    "load_ran_dry": "a closed load (the subject) had no request left to ask before its time was over",
     "resubmitted": "the client submitted a request again",
     "contact_lost": "the client has not heard from a controller (the subject) for too long",
     "stray_chunk": "the client dropped a chunk that it no longer wanted or had already",

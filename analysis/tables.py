@@ -47,14 +47,16 @@ SCHEDULE_SCHEMA: Any = pa.schema(
         ("arm", pa.string()),
         ("worker", pa.string()),
         ("block", pa.int64()),
+        ("segment", pa.string()),
     ]
 )
 """`schedule.parquet`: what was to be sent; intended_s in seconds since the run began.
 
-arm, block: of a comparison, see workloads.schedule.ScheduledRequest. worker: the wished one.
+arm, block: of a comparison, see workloads.schedule.ScheduledRequest. worker: the wished one. segment: of a closed load,
+empty for the open loop; its requests are sent when one before them ends, or never, and intended_s is the earliest time.
 """
 
-SCHEDULE_ADDED: dict[str, str | int] = {"arm": "", "worker": "", "block": -1}
+SCHEDULE_ADDED: dict[str, str | int] = {"arm": "", "worker": "", "block": -1, "segment": ""}
 """Columns that schedules of earlier runs do not have, and what they hold there."""
 
 REFERENCES_SCHEMA: Any = pa.schema([("prompt_id", pa.string()), ("tokens", pa.list_(pa.int64()))])

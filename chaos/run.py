@@ -187,9 +187,8 @@ class _Session:
         results.write_environment(world.environment())
         if director.complete and not self._interrupted():
             self._progress.phase("reference completions")
-            await consult(world, results, director.schedule)
-        if director.rate is not None:
-            notes.append(f"offered {director.rate.statement}")
+            await consult(world, results, director.plan.every_request())
+        notes += director.offers
         complete = director.complete
         if self._interrupted():
             complete, self.ended_by = False, INTERRUPTED

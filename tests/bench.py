@@ -19,7 +19,7 @@ import msgspec
 import nats
 
 from analysis.judge import judge
-from analysis.load import load_history
+from analysis.reader import load_history
 from chaos.director import Director
 from chaos.experiment import Experiment, find
 from chaos.progress import Progress
@@ -103,7 +103,7 @@ def simulated_rows() -> list[Row]:
         world.run(world.stop())
         ran_s = time.perf_counter() - began_s
         virtual_s = world.clock()
-        results.write_plan(director.schedule)
+        results.write_plan(director.plan)
         results.merge(world.origin_s)
         results.write_info(
             world.invariants,

@@ -88,8 +88,10 @@ def estimate_capacity(completions: Iterable[Completion], plan: ProbePlan) -> Cap
     )
 
 
-def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> ResolvedRate:
-    """The spec's rate, within its bounds, in requests per second.
+def resolve_rate(
+    spec: WorkloadSpec, capacity_requests_per_s: float, capacity_tokens_per_s: float | None = None
+) -> ResolvedRate:
+    """The spec's rate, within its bounds, in requests per second. capacity_tokens_per_s: for the statement only.
 
     Raises InfeasibleRate when an absolute rate is above the capacity (a share above 100 % asks for overload and gets
     it), HostTooSlow when rate_min is, ValueError when the capacity is not positive.
@@ -98,7 +100,7 @@ def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> Resolved
         raise ValueError(f"expected a positive capacity, got {capacity_requests_per_s:g} requests/s")
     absolute = Rate.parse(spec.rate).per_s
     if absolute is not None and absolute > capacity_requests_per_s:
-        measured = _measured(absolute, capacity_requests_per_s)
+        measured = share_of_capacity(absolute, capacity_requests_per_s, capacity_tokens_per_s)
         raise InfeasibleRate(f"rate {spec.rate} is {measured}: lower it, add workers, or give a share such as 60%")
     asked = {field: _per_s(text, capacity_requests_per_s) for field, text in _texts(spec).items() if text is not None}
     field, per_s = "rate", asked["rate"]
@@ -110,7 +112,7 @@ def resolve_rate(spec: WorkloadSpec, capacity_requests_per_s: float) -> Resolved
     text = _texts(spec)[field] or ""
     origin = text if field == "rate" else f"{field} {text} instead of {spec.rate}"
     share = per_s / capacity_requests_per_s
-    measured = _measured(per_s, capacity_requests_per_s)
+    measured = share_of_capacity(per_s, capacity_requests_per_s, capacity_tokens_per_s)
     if share > 1 and field == "rate_min":
         raise HostTooSlow(f"rate_min {text} is {measured}: free this machine, add workers, or lower workload.rate_min")
     statement = f"{per_s:.1f} requests/s ({origin}), {measured}"
@@ -125,9 +127,15 @@ def _texts(spec: WorkloadSpec) -> dict[str, str | None]:
     return {"rate": spec.rate, "rate_min": spec.rate_min, "rate_max": spec.rate_max}
 
 
-def _measured(per_s: float, capacity_requests_per_s: float) -> str:
-    share = per_s / capacity_requests_per_s
-    return f"{share:.0%} of the measured capacity of {capacity_requests_per_s:.1f} requests/s"
+def share_of_capacity(per_s: float, requests_per_s: float, tokens_per_s: float | None = None) -> str:
+    """What share of the measured capacity an offer of `per_s` requests per second is, as a phrase.
+
+    tokens_per_s: which the probe's requests, alike in length, made at `requests_per_s`.
+    """
+    said = f"{per_s / requests_per_s:.0%} of the measured capacity of {requests_per_s:.1f} requests/s"
+    if tokens_per_s:
+        said += f" ({tokens_per_s * per_s / requests_per_s:.0f} of {tokens_per_s:.0f} tokens/s)"
+    return said
 
 
 def _per_s(text: str, capacity_requests_per_s: float) -> float:

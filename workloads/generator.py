@@ -7,8 +7,8 @@ from cluster.live.actors import NodeActor
 from cluster.live.host import NodeSpec
 from cluster.protocol import Token
 from workloads.capacity import Completion
-from workloads.load import ClosedLoop, OpenLoop
-from workloads.schedule import ScheduledRequest
+from workloads.load import ClosedLoop, PlannedLoad
+from workloads.plan import LoadPlan, closed_ids
 from workloads.watch import LoadWatch, ProbeWatch, Standing
 
 
@@ -18,13 +18,19 @@ class GeneratorActor(NodeActor):
     def __init__(self, spec: NodeSpec) -> None:
         super().__init__(spec)
         self._watch = LoadWatch()
+        self._plan = LoadPlan(())
         self._completions: list[Completion] = []
 
-    async def open_loop(self, schedule: Sequence[ScheduledRequest], start_s: float) -> None:
-        """Execute a schedule whose zero is `start_s`."""
-        spec = self.host.spec
-        self._watch = LoadWatch()
-        self.host.drive(OpenLoop(schedule, start_s, spec.models[0].model, spec.policy.client.deadline_s), self._watch)
+    async def take_plan(self, plan: LoadPlan) -> None:
+        """Keep a plan, whose way here takes its time, until `begin`."""
+        self._plan = plan
+
+    async def begin(self, start_s: float) -> None:
+        """Carry out the plan; its zero is `start_s`."""
+        spec, plan = self.host.spec, self._plan
+        watch = self._watch = LoadWatch(closed_ids(plan), self.host.record, spec.name)
+        timeout_s = spec.policy.client.deadline_s
+        self.host.drive(PlannedLoad(plan, start_s, spec.models[0].model, timeout_s, watch.ran_dry), watch)
 
     async def closed_loop(
         self, prompts: Sequence[tuple[tuple[Token, ...], int]], in_flight: int, start_s: float, stop_s: float

@@ -1,10 +1,13 @@
 """What is asked of a cluster in a run: requests at fixed times, and stretches in which so many are kept in flight."""
 
 import re
+from typing import Any
 
 import msgspec
+import pyarrow as pa
+from msgspec.structs import replace
 
-from workloads.schedule import ScheduledRequest
+from workloads.schedule import ScheduledRequest, schedule_rows, split
 from workloads.spec import PER_S_MAX, Positive, Rate
 
 TIMES_MAX = 1000.0
@@ -24,12 +27,21 @@ class ClosedSegment(msgspec.Struct, frozen=True):
     concurrency: int
     requests: tuple[ScheduledRequest, ...]
 
+    @property
+    def is_burst(self) -> bool:
+        """Whether all of it is asked at once, and nothing after."""
+        return len(self.requests) == self.concurrency
+
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """Everything that a run may ask. requests: the open loop, in order of their time."""
+    """Everything that a run may ask. requests: the open loop, in order of their time. closed: in order of theirs."""
 
     requests: tuple[ScheduledRequest, ...]
     closed: tuple[ClosedSegment, ...] = ()
+
+    def every_request(self) -> list[ScheduledRequest]:
+        """Those of the open loop, then those of the closed segments, asked or not."""
+        return [*self.requests, *(request for segment in self.closed for request in segment.requests)]
 
 
 class PhaseLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,3 +79,33 @@ def rate_per_s(text: str, base_per_s: float, capacity_per_s: float) -> float:
     except ValueError as error:
         raise ValueError(str(error).replace("12/s or 60%", "10x, 50/s or 120%")) from None
     return rate.per_s if rate.per_s is not None else (rate.share or 0.0) * capacity_per_s
+
+
+def closed_ids(plan: LoadPlan) -> frozenset[str]:
+    """The ids of all requests of closed segments."""
+    return frozenset(request.request_id for segment in plan.closed for request in segment.requests)
+
+
+def divide(plan: LoadPlan, generators: int) -> list[LoadPlan]:
+    """One plan per generator. Requests in flight and those to take are dealt in turn, as evenly as it goes.
+
+    Raises ValueError below one generator.
+    """
+    opened = split(plan.requests, generators)
+    return [
+        LoadPlan(tuple(part), tuple(_share(segment, number, generators) for segment in plan.closed))
+        for number, part in enumerate(opened)
+    ]
+
+
+def _share(segment: ClosedSegment, number: int, generators: int) -> ClosedSegment:
+    each, over = divmod(segment.concurrency, generators)
+    concurrency = each + (number < over)
+    requests = segment.requests[number::generators] if concurrency else ()
+    return replace(segment, concurrency=concurrency, requests=requests)
+
+
+def plan_rows(plan: LoadPlan) -> Any:
+    """The `pyarrow.Table` of `schedule.parquet`: every planned request, whether it will be asked or not."""
+    closed = (schedule_rows(segment.requests, segment.name) for segment in plan.closed)
+    return pa.concat_tables([schedule_rows(plan.requests), *closed])

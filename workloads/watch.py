@@ -1,9 +1,11 @@
 """What a client's caller sees of a load while it runs: counts, and latencies of the recent past."""
 
 from collections import deque
+from collections.abc import Callable, Container
 
 import msgspec
 
+from analysis.schema import EventRow
 from cluster.errors import TRAITS, Code
 from cluster.node import Ask, Deliver
 from workloads.capacity import Completion
@@ -30,15 +32,27 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class LoadWatch:
-    """Told of every ask and every end."""
+    """Told of every ask and every end. What of a closed load is asked is decided by the run, so that is recorded."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, closed: Container[str] = (), record: Callable[[EventRow], None] = lambda row: None, name: str = ""
+    ) -> None:
+        """closed: ids of the requests of closed loads. record: where a row goes. name: the client's."""
+        self._closed = closed
+        self._record = record
+        self._name = name
         self._counts = dict.fromkeys(("offered", "completed", "failed", "refused", "cancelled"), 0)
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_MAX)
 
     def asked(self, ask: Ask) -> None:
         """A request was handed to the client."""
         self._counts["offered"] += 1
+        if ask.request_id in self._closed:
+            self._record(EventRow(ask.intended_s, "request_asked", self._name, ask.request_id))
+
+    def ran_dry(self, segment: str, now: float) -> None:
+        """A closed load has nothing left to ask before its time is over."""
+        self._record(EventRow(now, "load_ran_dry", segment))
 
     def ended(self, ask: Ask, end: Deliver, now: float) -> None:
         """It has ended."""

@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.checkers.finding import judged, violations
-from analysis.facts import cleanly_stopped, counts, finished, require_worker_rows, run_end_s, segments
+from analysis.facts import (
+    asked,
+    cleanly_stopped,
+    closed_lines,
+    counts,
+    finished,
+    require_worker_rows,
+    run_end_s,
+    segments,
+)
 from analysis.history import History
 from analysis.timeline import controllers
 from analysis.verdict import InvariantResult, Violation
@@ -17,9 +26,10 @@ _ATTEMPT = ["request_id", "submission", "attempt"]
 def check(history: History) -> InvariantResult:
     """offered = completed + failed + refused + cancelled, plus what is in flight in a run that was cut.
 
-    Of every attempt a client got at most the tokens that its worker says it made, and from the very worker to which
-    the controller gave it; no worker runs what no controller gave it. Rows of a node that did not stop on request may
-    be missing, which is no breach.
+    A request of a closed load is offered by being asked, and only what was asked can end. Of every attempt a client
+    got at most the tokens that its worker says it made, and from the very worker to which the controller gave it; no
+    worker runs what no controller gave it. Rows of a node that did not stop on request may be missing, which is no
+    breach.
     """
     tally = counts(history)
     ended = tally.completed + tally.failed + tally.refused + tally.cancelled
@@ -28,10 +38,23 @@ def check(history: History) -> InvariantResult:
         still = f" and {tally.in_flight} never ended" if tally.in_flight else ""
         text = f"{tally.offered} requests were offered, {ended} ended{still}"
         found.append(Violation(run_end_s(history), "", "", text))
-    found += _token_breaches(history) + _undispatched(history)
+    found += _unasked(history) + _token_breaches(history) + _undispatched(history)
     if not found:
         require_worker_rows(history)
     return judged(NUMBER, NAME, found, f"{tally.offered} requests offered, all accounted for; token sums agree")
+
+
+def _unasked(history: History) -> list[Violation]:
+    """Requests of a closed load that ended although nobody had asked them, or were asked and are in no plan."""
+    closed = history.schedule.loc[closed_lines(history.schedule), "request_id"]
+    rows, told = finished(history), asked(history)
+    made_up = rows[rows["request_id"].isin(closed) & ~rows["request_id"].isin(told.index)]
+    found = violations(made_up, lambda row: f"request {row['request_id']} of a closed load ended and was never asked")
+    strange = told[~told.index.isin(closed)]
+    return found + [
+        Violation(float(time_s), str(request_id), "", f"request {request_id} was asked and is in no closed load")
+        for request_id, time_s in strange.items()
+    ]
 
 
 def _token_breaches(history: History) -> list[Violation]:

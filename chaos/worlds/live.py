@@ -40,7 +40,7 @@ from cluster.protocol import Token
 from cluster.worker.prewarm import ModelOffer
 from workloads.capacity import Completion, ProbePlan
 from workloads.generator import GeneratorActor
-from workloads.schedule import ScheduledRequest, split
+from workloads.plan import LoadPlan, divide
 from workloads.vocabulary import TokenizerVocabulary
 from workloads.watch import Standing, total
 
@@ -258,12 +258,13 @@ class LiveWorld:
         found = await asyncio.gather(*(self._processes.call(client, "completions") for client, _ in active))
         return [completion for part in found for completion in part]
 
-    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+    async def begin_load(self, plan: LoadPlan) -> None:
         """See World."""
         clients = self._clients()
+        for client, part in zip(clients, divide(plan, len(clients)), strict=True):
+            await self._processes.call(client, "take_plan", part)
         self.origin_s = time.monotonic() + _LEAD_S
-        for client, part in zip(clients, split(schedule, len(clients)), strict=True):
-            await self._processes.call(client, "open_loop", part, self.origin_s)
+        await asyncio.gather(*(self._processes.call(client, "begin", self.origin_s) for client in clients))
 
     async def finish_load(self, limit_s: float) -> bool:
         """See World."""

@@ -34,8 +34,8 @@ from cluster.simulation.network import Condition, Flow
 from cluster.simulation.network import Link as NetworkLink
 from cluster.stance import stance
 from workloads.capacity import Completion, ProbePlan
-from workloads.load import ClosedLoop, OpenLoop
-from workloads.schedule import ScheduledRequest, split
+from workloads.load import ClosedLoop, PlannedLoad
+from workloads.plan import LoadPlan, closed_ids, divide
 from workloads.vocabulary import ByteVocabulary
 from workloads.watch import LoadWatch, ProbeWatch, total
 
@@ -237,7 +237,7 @@ class SimulatedWorld:
         self._raw = raw
         self._origin_s = 0.0
         self._watches: dict[str, LoadWatch] = {}
-        self._loads: dict[str, OpenLoop | ClosedLoop] = {}
+        self._loads: dict[str, PlannedLoad | ClosedLoop] = {}
         self._cluster = SimulatedCluster(
             experiment.policy,
             experiment.cluster.workers,
@@ -366,14 +366,15 @@ class SimulatedWorld:
         await self.finish_load(plan.duration_s + 2 * self._experiment.policy.client.deadline_s)
         return completions
 
-    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+    async def begin_load(self, plan: LoadPlan) -> None:
         """See World."""
         self._origin_s = self._kernel.now + _LEAD_S
         timeout_s = self._experiment.policy.client.deadline_s
         clients = self._clients()
-        for client, part in zip(clients, split(schedule, len(clients)), strict=True):
-            watch = self._watches[client] = LoadWatch()
-            self._drive(client, OpenLoop(part, self._origin_s, self._cluster.model, timeout_s), watch)
+        for client, part in zip(clients, divide(plan, len(clients)), strict=True):
+            watch = self._watches[client] = LoadWatch(closed_ids(part), self._cluster.nodes[client].record, client)
+            load = PlannedLoad(part, self._origin_s, self._cluster.model, timeout_s, watch.ran_dry)
+            self._drive(client, load, watch)
 
     async def finish_load(self, limit_s: float) -> bool:
         """See World."""
@@ -429,7 +430,7 @@ class SimulatedWorld:
     def _clients(self) -> list[str]:
         return [f"client-{number}" for number in range(self._experiment.workload.generators)]
 
-    def _drive(self, client: str, load: OpenLoop | ClosedLoop, observer: Observer) -> None:
+    def _drive(self, client: str, load: PlannedLoad | ClosedLoop, observer: Observer) -> None:
         source: Source = load
         self._loads[client] = load
         self._cluster.nodes[client].drive(source, observer)

@@ -17,7 +17,7 @@ from cluster.engine.impairment import Impairment as Impairment
 from cluster.engine.meter import EngineState as EngineState
 from cluster.protocol import Token
 from workloads.capacity import Completion, ProbePlan
-from workloads.schedule import ScheduledRequest
+from workloads.plan import LoadPlan
 from workloads.vocabulary import PromptVocabulary
 from workloads.watch import Standing
 
@@ -372,8 +372,8 @@ class World(Protocol):
     async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
         """Run a closed loop over the prompts and wait for its end. Its rows do not belong to the run."""
 
-    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
-        """Start the open-loop load; its first instant is the world's time zero. Returns before it."""
+    async def begin_load(self, plan: LoadPlan) -> None:
+        """Start the load; its first instant is the world's time zero. Returns before it."""
 
     async def finish_load(self, limit_s: float) -> bool:
         """Wait until every request has ended, at most `limit_s`. Returns whether all have."""

@@ -198,6 +198,10 @@ class NodeHost:
         assert self._driver is not None, f"{self.spec.name} is not a client"
         self._driver.drive(source, observer)
 
+    def record(self, row: EventRow) -> None:
+        """Append a row about what happens beside the node; times are on the host's clock."""
+        self._running().record(row)
+
     def idle(self) -> bool:
         """For a client: whether its source is exhausted and every request has ended."""
         assert self._driver is not None

@@ -292,9 +292,10 @@ class LoadDriver:
         return self._source is None or self._source.finished
 
     def _arrange(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         source_s = self._source.next_time() if self._source is not None else None
-        if source_s is not None:
-            self._timer = self._loop.call_at(source_s, self._due)
+        self._timer = None if source_s is None else self._loop.call_at(source_s, self._due)
 
     def _due(self) -> None:
         if self._source is not None:
@@ -316,3 +317,5 @@ class LoadDriver:
             now = time.monotonic()
             self._observer.ended(ask, delivery, now)
             self._ask(self._source.ended(delivery.request_id, now))
+            # An end may bring the next ask forward.
+            self._arrange()

@@ -188,6 +188,10 @@ class SimulatedNode:
         self._observer = observer
         self._arrange_source()
 
+    def record(self, row: EventRow) -> None:
+        """Append a row about what happens beside the node; times are on the host's clock."""
+        self._sink.append(row, self._kernel.now)
+
     def hear(self, message: Message) -> None:
         """Hand the node a message that comes from its own host, not over the bus."""
         self.link.hand(Received(message))
@@ -302,6 +306,8 @@ class SimulatedNode:
             if asks:
                 # In its own turn: this delivery is part of a list of commands that is still being carried out.
                 self._kernel.at(self._kernel.now, lambda: self._ask(asks))
+            # An end may bring the next ask forward.
+            self._arrange_source()
 
     def _keep_sampling(self) -> None:
         if not self.ended:

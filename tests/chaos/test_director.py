@@ -16,7 +16,7 @@ from cluster.protocol import Token
 from cluster.simulation.kernel import Kernel, Task
 from tests.chaos.simulated_runs import Quiet, experiment
 from workloads.capacity import Completion, ProbePlan
-from workloads.schedule import ScheduledRequest
+from workloads.plan import LoadPlan
 from workloads.vocabulary import ByteVocabulary
 
 SETTINGS = (
@@ -78,7 +78,7 @@ class StubWorld:
         self.sabotaged = False
         self.drains = True
         self.look_hook: Callable[[], None] = lambda: None
-        self.offered: list[ScheduledRequest] = []
+        self.offered = LoadPlan(())
         self.liveness: dict[str, str] = {}
         self.p99_s: Callable[[float], float | None] = lambda now: None
         self.stances: dict[str, dict[str, Callable[[float], float]]] = {}
@@ -113,9 +113,9 @@ class StubWorld:
         await self.sleep(plan.duration_s)
         return [Completion(number / 100, 10) for number in range(int(plan.duration_s * 100))]
 
-    async def begin_load(self, schedule: list[ScheduledRequest]) -> None:
+    async def begin_load(self, plan: LoadPlan) -> None:
         self.origin_s = self.kernel.now + LEAD_S
-        self.offered = schedule
+        self.offered = plan
 
     async def finish_load(self, limit_s: float) -> bool:
         assert limit_s > 10.0, "requests get their whole deadline"
@@ -179,7 +179,7 @@ def test_phases_follow_each_other_and_the_load_covers_them_all() -> None:
     assert [(subject, at) for kind, subject, at in events if kind == "phase_ended"] == ends
     assert events[0][0] == "run_started"
     assert events[-1] == ("run_ended", "", 21.5)
-    assert 19.0 < max(request.intended_s for request in stage.world.offered) < 21.0
+    assert 19.0 < max(request.intended_s for request in stage.world.offered.requests) < 21.0
     assert stage.director.complete
 
 
@@ -261,7 +261,7 @@ def test_a_run_that_is_ended_while_a_fault_is_being_healed_still_heals_every_tar
 
     async def interrupted() -> None:
         run = stage.world.spawn(stage.director.conduct())
-        while not stage.world.offered:
+        while not stage.world.offered.requests:
             await stage.world.sleep(0.1)
         await stage.world.sleep(end_s - stage.world.now())
         run.cancel()

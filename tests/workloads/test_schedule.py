@@ -169,7 +169,7 @@ def test_rows_and_prompts_match_the_schedule() -> None:
     rows = schedule_rows(schedule)
     assert rows.column_names == [
         "request_id", "intended_s", "session_id", "turn", "prompt_id", "prompt_tokens", "max_tokens", "arm",
-        "worker", "block",
+        "worker", "block", "segment",
     ]  # fmt: skip
     assert rows["prompt_tokens"].to_pylist() == [len(request.prompt) for request in schedule]
     assert schedule_rows([]).schema == rows.schema
