@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from analysis import canvas, page, plots
 from analysis.history import History, UnreadableError, read_info
 from analysis.judge import SUFFERED_MAX, judge, write_verdict
-from analysis.load import load_history
+from analysis.reader import load_history
 from analysis.salvage import salvage
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
 

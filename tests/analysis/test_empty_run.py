@@ -10,8 +10,8 @@ import yaml
 from analysis.checkers import CHECKERS, run_checkers
 from analysis.history import RunInfo
 from analysis.judge import judge
-from analysis.load import load_history
 from analysis.merge import merge
+from analysis.reader import load_history
 from analysis.report import write_report
 from analysis.tables import SCHEDULE_SCHEMA
 from analysis.verdict import Outcome

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.history import UnreadableError
-from analysis.load import load_history, read_table
 from analysis.merge import merge, write_parquet
+from analysis.reader import load_history, read_table
 from analysis.recorder import MetricsCollector, RecorderError
 from analysis.schema import EventRow
 from analysis.tables import SCHEMAS

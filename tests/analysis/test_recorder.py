@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.checkers.finding import records
-from analysis.load import read_table
 from analysis.merge import merge
+from analysis.reader import read_table
 from analysis.recorder import MetricsCollector, RecorderError
 from analysis.schema import EventRow, RequestRow, Row, Segment
 from analysis.tables import SCHEMAS, empty_frame

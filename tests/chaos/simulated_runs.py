@@ -6,7 +6,7 @@ import msgspec
 
 from analysis.history import History
 from analysis.judge import judge
-from analysis.load import load_history
+from analysis.reader import load_history
 from analysis.verdict import Verdict
 from chaos import run
 from chaos.experiment import Experiment, find

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from analysis.judge import judge
-from analysis.load import load_history
+from analysis.reader import load_history
 from analysis.verdict import Outcome
 from chaos import run
 from chaos.experiment import find

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from analysis.judge import judge
-from analysis.load import load_history
+from analysis.reader import load_history
 from analysis.verdict import Outcome, Verdict
 from chaos import run
 from chaos.experiment import find

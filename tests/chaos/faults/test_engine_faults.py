@@ -8,7 +8,7 @@ import pytest
 
 from analysis.history import History
 from analysis.judge import judge
-from analysis.load import load_history
+from analysis.reader import load_history
 from analysis.verdict import Outcome, Verdict
 from chaos import faults, run
 from chaos.experiment import FaultSpec, find
