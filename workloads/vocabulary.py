@@ -15,11 +15,23 @@ class ChatMarkers(msgspec.Struct, frozen=True):
 
     A prompt reads: before_first, message, before_reply, reply, before_next, message, before_reply. What comes before
     a reply is also the end of every prompt, so each turn's prompt begins with the whole prompt of the turn before.
+    With a system prompt, before_system, the system prompt and after_system come in place of before_first; None: the
+    chat template knows no system prompt, and it stands in front of the first message.
     """
 
     before_first: tuple[Token, ...]
     before_reply: tuple[Token, ...]
     before_next: tuple[Token, ...]
+    before_system: tuple[Token, ...] | None = None
+    after_system: tuple[Token, ...] = ()
+
+    def opening(self, system: tuple[Token, ...] = ()) -> tuple[Token, ...]:
+        """All that comes before the first message of a chat with this system prompt, or with none."""
+        if not system:
+            return self.before_first
+        if self.before_system is None:
+            return (*self.before_first, *system)
+        return (*self.before_system, *system, *self.after_system)
 
 
 class PromptVocabulary(Protocol):
@@ -79,7 +91,21 @@ class TokenizerVocabulary:
         if not (found and found_reply and found_next):
             raise ValueError(f"{model_directory}: the chat template does not show every message of a conversation")
         # Pieces are encoded one by one: no merge of tokens can then reach over the end of a prompt into the reply.
-        return ChatMarkers(self._encode(opening), self._encode(ending), self._encode(between))
+        markers = (self._encode(opening), self._encode(ending), self._encode(between))
+        return ChatMarkers(*markers, *self._find_system(model_directory, first))
+
+    def _find_system(
+        self, model_directory: Path, first: list[dict[str, str]]
+    ) -> tuple[tuple[Token, ...] | None, tuple[Token, ...]]:
+        """What the template puts before and after a system prompt; None when it takes none."""
+        system = "qzsystemqz"
+        try:
+            text = self._render(model_directory, [{"role": "system", "content": system}, *first])
+        except ValueError:
+            return None, ()
+        before, found, rest = text.partition(system)
+        after, found_question, _ = rest.partition(first[0]["content"])
+        return (self._encode(before), self._encode(after)) if found and found_question else (None, ())
 
     def _render(self, model_directory: Path, messages: list[dict[str, str]]) -> str:
         # Imported here, as in `_load`: jinja2 comes with transformers, and only real models need either.
