@@ -11,7 +11,7 @@ from cluster.policy import WorkerPolicy
 from workloads.arrivals import Stretch
 from workloads.capacity import Capacity, InfeasibleRate, share_of_capacity
 from workloads.plan import ClosedSegment, LoadPlan, PhaseLoad, rate_per_s
-from workloads.schedule import ScheduledRequest, build_schedule
+from workloads.schedule import ScheduledRequest, build_schedule, first_requests
 from workloads.spec import WorkloadSpec
 from workloads.vocabulary import PromptVocabulary
 
@@ -81,8 +81,7 @@ def segment_requests(
     context_max_tokens: int = WorkerPolicy().context_max_tokens,
 ) -> tuple[ScheduledRequest, ...]:
     """So many requests of the workload for a closed segment, whose ids, sessions and prompts are its own."""
-    steady = replace(spec, arrivals="constant", burstiness=None, ramp=None, steps=())
-    requests = build_schedule(steady, float(count), 1.0, seed, vocabulary, context_max_tokens=context_max_tokens)
+    requests = first_requests(spec, count, seed, vocabulary, context_max_tokens=context_max_tokens)
     return tuple(
         replace(
             request,
@@ -91,7 +90,7 @@ def segment_requests(
             session_id=f"{name}-{request.session_id}",
             prompt_id=f"{name}-{request.prompt_id}",
         )
-        for number, request in enumerate(requests[:count])
+        for number, request in enumerate(requests)
     )
 
 
