@@ -30,6 +30,8 @@ def toxiproxy_rows() -> list[Row]:
         ("NATS messages of 16 KiB, 1 connection", lambda proxy: _rate(proxy, 1, _messages(16_384)), "MB/s", 1e-6),
         ("NATS messages of 128 bytes, 1 connection", lambda proxy: _rate(proxy, 1, _messages(128)), "MB/s", 1e-6),
         ("the same, held 1 ms by a latency toxic", lambda proxy: _slowed(proxy, _messages(128)), "MB/s", 1e-6),
+        ("messages of 96 to 160 bytes, 20 subjects", lambda proxy: _rate(proxy, 1, _mixed_messages()), "MB/s", 1e-6),
+        ("the same, held 1 ms by a latency toxic", lambda proxy: _slowed(proxy, _mixed_messages()), "MB/s", 1e-6),
     ]
     rows: list[Row] = []
     try:
@@ -83,6 +85,14 @@ def _row(name: str, ours: list[float], theirs: list[float], unit: str) -> Row:
 def _messages(size: int) -> bytes:
     message = b"PUB some.subject %d\r\n%b\r\n" % (size, b"z" * size)
     return message * max(1, len(_PIECE) // len(message))
+
+
+def _mixed_messages() -> bytes:
+    """No two in a row are of one subject and size, as when many streams of tokens share a connection."""
+    sizes = [96 + 13 * index % 65 for index in range(len(_PIECE) // 160)]
+    return b"".join(
+        b"PUB some.subject.%d %d\r\n%b\r\n" % (index % 20, size, b"z" * size) for index, size in enumerate(sizes)
+    )
 
 
 def _slowed(proxy: ProxyUnderTest, piece: bytes) -> float:

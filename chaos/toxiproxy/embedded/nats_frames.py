@@ -245,7 +245,7 @@ def frame_of(raw: bytes, stream: Stream) -> Frame:
 
 
 class ConnectionTap:
-    """Watches one direction of a connection without holding or copying what passes."""
+    """Watches one direction of a connection; of what passes it holds at most the beginning of a control line."""
 
     def __init__(self, stream: Stream) -> None:
         self.messages = 0
@@ -258,7 +258,8 @@ class ConnectionTap:
         self._verbs = _VERBS[stream]
         self._line = b""
         self._skip_bytes = 0
-        self._bodies: dict[bytes, int] = {}
+        self._body_bytes: dict[bytes, int] = {}
+        """By control line of a message."""
 
     def feed(self, chunk: bytes) -> None:
         """Sees `chunk` pass."""
@@ -277,38 +278,43 @@ class ConnectionTap:
         return parser
 
     def _follow(self, chunk: bytes) -> None:
-        at, size = 0, len(chunk)
+        at = min(self._skip_bytes, len(chunk))
+        if at:
+            self._skip_bytes -= at
+            self.messages += not self._skip_bytes
+        if self._line:
+            chunk, self._line = self._line + chunk, b""
+        size, find, bodies = len(chunk), chunk.find, self._body_bytes
         while at < size:
-            if self._skip_bytes:
-                passing = min(self._skip_bytes, size - at)
-                at += passing
-                self._skip_bytes -= passing
-                self.messages += not self._skip_bytes
-                continue
-            line_end = chunk.find(b"\n", at, at + LINE_BYTES_MAX) + 1
-            line = chunk[at : line_end or at + LINE_BYTES_MAX]
-            if self._line:
-                line = self._line + line
-            if not line_end:
-                _check_beginning(line, self._verbs)
-                self._line = line
+            line_end = find(b"\n", at) + 1
+            line = chunk[at:line_end]
+            # Lines repeat, as subjects and sizes do: most messages take this short way.
+            if line in bodies:
+                at = line_end + bodies[line]
+                self.messages += 1
+            elif line_end:
+                body_bytes = self._read(line)
+                at = line_end + body_bytes
+                self.messages += body_bytes > 0
+            else:
+                self._line = chunk[at : at + LINE_BYTES_MAX]
+                _check_beginning(self._line, self._verbs)
                 return
-            self._line = b""
-            at = line_end
-            body_bytes = self._bodies.get(line)
-            self._skip_bytes = self._read(line) if body_bytes is None else body_bytes
+        if at > size:
+            self._skip_bytes = at - size
+            self.messages -= 1
 
     def _read(self, line: bytes) -> int:
-        """Bytes of what follows a control line. Lines repeat, as subjects and sizes do: those of messages are kept."""
+        """Bytes of what follows a control line, kept for when the line comes again."""
         if len(line) > LINE_BYTES_MAX:
             raise _NotNats(f"control line longer than {LINE_BYTES_MAX} bytes")
         kind, _, body_bytes = _read_line(line, self._verbs)
         if kind is FrameKind.CONNECT:
             self.client_name = _client_name(line)
         elif body_bytes and len(line) <= _KEPT_LINE_BYTES_MAX:
-            if len(self._bodies) >= _KEPT_LINES_MAX:
-                self._bodies.clear()
-            self._bodies[line] = body_bytes
+            if len(self._body_bytes) >= _KEPT_LINES_MAX:
+                self._body_bytes.clear()
+            self._body_bytes[line] = body_bytes
         return body_bytes
 
 

@@ -23,6 +23,7 @@ from cluster.live.broker import Broker
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 
+MESSAGES = (FrameKind.PUB, FrameKind.HPUB, FrameKind.MSG, FrameKind.HMSG)
 Seen = list[tuple[FrameKind, bytes, str | None, str | None, bytes, bytes]]
 
 payloads = st.binary(max_size=60) | st.sampled_from([b"\r\n", b"PING\r\n", b"MSG a 1 5\r\n", b"\x16\x03"])
@@ -109,7 +110,49 @@ def test_any_bytes_pass_unchanged(data: st.DataObject, stream: Stream, noise: by
     assert (parser.opaque, held) == (once.opaque, once.flush())
     for chunk in chunked(whole, cuts):
         tap.feed(chunk)
-    assert tap.messages >= sum(frame.kind in ("PUB", "HPUB", "MSG", "HMSG") for frame in frames)
+    assert tap.messages >= sum(frame.kind in MESSAGES for frame in frames)
+
+
+@given(st.data(), streams, st.lists(st.integers(0, 10_000), max_size=40), st.integers(1, 30))
+@quick
+def test_the_tap_counts_each_message_with_its_last_byte(
+    data: st.DataObject, stream: Stream, cuts: list[int], times: int
+) -> None:
+    # Conversations repeat themselves, so that most lines have been seen before.
+    raws = data.draw(conversations(stream)) * times
+    ends = list(itertools.accumulate(map(len, raws)))
+    is_message = [frame_of(raw, stream).kind in MESSAGES for raw in raws]
+    tap, passed_bytes = ConnectionTap(stream), 0
+    for chunk in chunked(b"".join(raws), cuts):
+        tap.feed(chunk)
+        passed_bytes += len(chunk)
+        whole = sum(message for message, end in zip(is_message, ends, strict=True) if end <= passed_bytes)
+        assert (tap.messages, tap.why) == (whole, "")
+
+
+@given(st.data(), streams, st.binary(max_size=200), st.lists(st.integers(0, 10_000), max_size=20))
+@quick
+def test_what_the_tap_tells_does_not_depend_on_chunks(
+    data: st.DataObject, stream: Stream, noise: bytes, cuts: list[int]
+) -> None:
+    whole = b"".join(data.draw(conversations(stream))) * 2 + noise + b"".join(data.draw(conversations(stream)))
+    told = []
+    for chunks in ([whole], chunked(whole, cuts), [whole[at : at + 1] for at in range(len(whole))]):
+        tap = ConnectionTap(stream)
+        for chunk in chunks:
+            tap.feed(chunk)
+        told.append((tap.messages, tap.client_name, bool(tap.why)))
+    assert told == [told[0]] * 3
+
+
+def test_the_tap_keeps_a_limited_number_of_lines() -> None:
+    tap = ConnectionTap("upstream")
+    for turn in range(3):
+        for number in range(2_500):
+            tap.feed(b"PUB %s.%d 1\r\nx\r\n" % (b"long" * 200 if number % 2 else b"short", number))
+            assert len(tap._body_bytes) <= 2_048
+            assert sum(map(len, tap._body_bytes)) <= 2_048 * 512
+        assert (tap.messages, tap.why) == (2_500 * (turn + 1), "")
 
 
 @given(st.data(), streams, st.lists(st.integers(0, 10_000), max_size=6), st.integers(0, 6))
