@@ -6,7 +6,6 @@ Figures are drawn at one unit per CSS pixel. Colours leave here as CSS variables
 
 import functools
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
 from html import escape
@@ -24,6 +23,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from analysis.facts import fault_windows, run_end_s
 from analysis.history import History, Phase
+from analysis.text import clean as clean
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,13 +109,6 @@ def drawing(of: Callable[[History, Size], str]) -> Callable[[History, Size], str
 def floats(frame: pd.DataFrame, column: str) -> Floats:
     """A column as floats; what is missing or no number becomes NaN."""
     return np.asarray(pd.to_numeric(frame[column], errors="coerce"), dtype=np.float64)
-
-
-def clean(text: object, length_max: int = 400) -> str:
-    """One line without control or direction characters, cut to a length: names come from files of strangers."""
-    shown = "".join(" " if character in "\n\r\t" else character for character in str(text))
-    shown = "".join(character for character in shown if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Cn"})
-    return shown if len(shown) <= length_max else shown[: length_max - 1] + "…"
 
 
 def time_axis(history: History) -> TimeAxis:

@@ -95,7 +95,8 @@ def merge(
     """Merge `<table>.<node>.<incarnation>.arrow` of `raw` into `<table>.parquet` in `out`, for all tables.
 
     Rows are ordered by node, incarnation and sequence. A time becomes `time - clock_offsets[node] - origin_s` (an
-    offset is how far the node's clock is ahead of the clock of `origin_s`, seconds; 0 when it is not listed).
+    offset is how far the node's clock is ahead of the clock of `origin_s`, seconds; 0 when it is not listed). Requests
+    get one more column, `token_count`.
     leave_out: rows about requests whose id begins with this (a capacity probe's) do not belong to the run.
     Raises RecorderError when a file cannot be written.
     """
@@ -118,6 +119,10 @@ def merge(
         if leave_out and "request_id" in schema.names:
             table = table.filter(pc.invert(pc.starts_with(table["request_id"], leave_out)))
         table = table.sort_by([(key, "ascending") for key in ("node", "incarnation", "sequence")])
-        write_parquet(_on_run_clock(table, TIME_COLUMNS[name], origin_s, clock_offsets), out / f"{name}.parquet")
+        table = _on_run_clock(table, TIME_COLUMNS[name], origin_s, clock_offsets)
+        if name == "requests":
+            # So that nobody who only counts has to read them all.
+            table = table.append_column("token_count", pc.list_value_length(table["tokens"]).cast(pa.int64()))
+        write_parquet(table, out / f"{name}.parquet")
         report.rows[name] = table.num_rows
     return msgspec.structs.replace(report, files=len(paths) - len(report.foreign))

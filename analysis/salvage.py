@@ -22,13 +22,13 @@ def salvage(directory: Path) -> list[str]:
     if all((directory / f"{name}.parquet").exists() for name in SCHEMAS) or not raw.is_dir():
         return []
     try:
-        notes = merge(raw, directory, _origin_s(raw), {}, leave_out=PROBE_PREFIX).notes()
+        notes = merge(raw, directory, origin_s(raw), {}, leave_out=PROBE_PREFIX).notes()
     except RecorderError as error:
         raise UnreadableError(str(error)) from error
     return [*notes, "the run was killed: the tables were merged afterwards from what each node had written"]
 
 
-def _origin_s(raw: Path) -> float:
+def origin_s(raw: Path) -> float:
     first_s: float | None = None
     for path in sorted(raw.glob("events.*.arrow")):
         for batch in _batches(path):
