@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from analysis import closed_load, little
+from analysis.arms import check as check_comparison
 from analysis.checkers import run_checkers
 from analysis.criterion import Criterion
-from analysis.facts import CannotJudge, counts, fault_windows, host_stalls, offered, policy, recovery_limit_s
+from analysis.facts import CannotJudge, asked, counts, fault_windows, host_stalls, offered, policy, recovery_limit_s
 from analysis.history import History, UnreadableError
 from analysis.metrics import METRICS, Measurement, UnknownMetricError, measure
 from analysis.statistics import percentile, percentile_interval
@@ -112,11 +114,11 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
     """Judge one criterion.
 
     pass: the one-sided bound at the criterion's confidence keeps the limit, and there are `samples_min` samples. fail:
-    the estimate itself breaks the limit, or what was to be seen once never happened. inconclusive: everything else,
-    such as a percentile whose sample is too small for a bound, and an estimate over a phase that was cut.
+    the estimate itself breaks the limit (of a ratio or a slope its bound, for noise makes some of its own), or what was
+    to be seen once never happened. inconclusive: everything else, such as a percentile whose sample is too small for a
+    bound, and an estimate over a phase that was cut.
     """
-    metric = METRICS.get(criterion.metric)
-    unit = metric.unit if metric else ""
+    unit = _unit(criterion)
 
     def result(verdict: Outcome, text: str, seen: Measurement | None = None) -> CriterionResult:
         return CriterionResult(
@@ -135,12 +137,20 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
         return result(Outcome.NOT_APPLICABLE, f"it is about a fault of a {criterion.when_target}")
     try:
         counted = _met_by_a_fault(history) if criterion.while_faulted else history
-        seen = measure(counted, criterion.metric, criterion.phase, criterion.confidence)
+        seen = measure(
+            counted, criterion.metric, criterion.phase, criterion.confidence, arm=criterion.arm, versus=criterion.versus
+        )
     except UnknownMetricError as error:
         return result(Outcome.INVALID, str(error))
     except CannotJudge as reason:
         return result(Outcome.INCONCLUSIVE, str(reason))
     return result(*_weigh(history, criterion, seen), seen)
+
+
+def _unit(criterion: Criterion) -> str:
+    """Of the measured value: a ratio has none."""
+    metric = METRICS.get(criterion.metric)
+    return metric.unit if metric is not None and criterion.versus is None else ""
 
 
 def _met_by_a_fault(history: History) -> History:
@@ -165,9 +175,13 @@ def _met_by_a_fault(history: History) -> History:
 def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[Outcome, str]:
     where = " of requests met by a fault" if criterion.while_faulted else ""
     where += f" in phase {criterion.phase}" if criterion.phase else ""
+    kind = closed_load.kind(history, criterion.phase)
+    where += f" ({kind})" if kind else ""
     complete = history.info.complete
-    unit = METRICS[criterion.metric].unit
+    unit = _unit(criterion)
     name = criterion.metric.removesuffix("_s").replace("_", " ")
+    name += f" of {criterion.arm}" if criterion.arm else ""
+    name += f" / that of {criterion.versus}" if criterion.versus else ""
     if seen.value is None:
         if seen.estimator != "observed" or seen.samples == 0:
             return (
@@ -177,9 +191,10 @@ def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[O
         text = f"{name}: it never happened before the run ended"
         return (Outcome.FAIL if complete else Outcome.INCONCLUSIVE), text
     text = f"{name}{where} is {_shown(seen.value, unit)} (limit {_limit_shown(criterion, unit)}, n = {seen.samples})"
+    text += f"; {seen.note}" if seen.note else ""
     least = -math.inf if criterion.at_least is None else criterion.at_least
     most = math.inf if criterion.at_most is None else criterion.at_most
-    if not least <= seen.value <= most:
+    if not least <= seen.value <= most and not _may_keep(seen, least, most):
         settled = complete or seen.estimator == "observed" or _phase_over(history, criterion.phase)
         return (Outcome.FAIL, text) if settled else (Outcome.INCONCLUSIVE, f"{text}, but the run was cut")
     if seen.samples < criterion.samples_min:
@@ -195,6 +210,13 @@ def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[O
         return Outcome.INCONCLUSIVE, f"{text}: too few samples for a bound with {criterion.confidence:.0%} confidence"
     said = f"all that can be said with {criterion.confidence:.0%} confidence is {side} {_shown(bound, unit)}"
     return Outcome.INCONCLUSIVE, f"{text}, yet {said}"
+
+
+def _may_keep(seen: Measurement, least: float, most: float) -> bool:
+    """Whether what breaks a limit by estimate may keep it by its bounds: a ratio or a slope that noise can make."""
+    if seen.estimator not in ("ratio", "slope") or seen.lower is None or seen.upper is None:
+        return False
+    return seen.lower <= most and seen.upper >= least
 
 
 def _phase_over(history: History, name: str | None) -> bool:
@@ -242,7 +264,14 @@ def _target_role(history: History) -> str | None:
 
 def _self_checks(history: History) -> list[CriterionResult]:
     """What our own machine did to the measurement, and we to the machine."""
-    return [_host_stall(history), _dispatch_lag(history), _clean_slate(history)]
+    return [
+        _host_stall(history),
+        _dispatch_lag(history),
+        little.check(history),
+        closed_load.check(history),
+        check_comparison(history),
+        _clean_slate(history),
+    ]
 
 
 def _clean_slate(history: History) -> CriterionResult:
@@ -300,7 +329,8 @@ def _own_lag_s(history: History) -> list[float]:
     ]
     limit_s = recovery_limit_s(history) if windows else 0.0
     lines = offered(history)
-    lines = lines[lines["sent_s"].notna()]
+    # A closed load has no plan to be late for.
+    lines = lines[lines["sent_s"].notna() & ~lines["request_id"].isin(asked(history).index)]
     return [
         sent_s - intended_s
         for intended_s, sent_s in zip(lines["intended_s"], lines["sent_s"], strict=True)

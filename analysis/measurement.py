@@ -10,7 +10,6 @@ from analysis import statistics
 from analysis.facts import CannotJudge, offered, run_end_s
 from analysis.history import History
 
-
 Values = Callable[[History, str | None], "pd.Series[float]"]
 """(history, phase) to one value per request, labelled by request_id."""
 

@@ -2,92 +2,50 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import pandas as pd
 
 from analysis import statistics
+from analysis.arm_metrics import ARM_METRICS
+from analysis.arms import measure_arm, measure_ratio
 from analysis.executions import late_starts
-from analysis.facts import DEADLINE_TOLERANCE_S, CannotJudge, fault_windows, finished, offered, run_end_s, segments
+from analysis.facts import DEADLINE_TOLERANCE_S, fault_windows, finished, segments
 from analysis.history import History
+from analysis.load_metrics import LOAD_METRICS
+from analysis.measurement import Measurement as Measurement
+from analysis.measurement import Metric, Values, completed_lines, lines_of, proportion
+from analysis.measurement import span as span
 from analysis.recovery import FaultTimes, fault_times
 
 _BINS_PER_BATCH = 2
-
-
-class Measurement(msgspec.Struct, frozen=True):
-    """A metric over a phase, in the metric's unit. value is None where the data do not support one.
-
-    lower, upper: one-sided bounds at the asked confidence, None where the sample is too small for one; interval: the
-    two-sided one at the same confidence. estimator: proportion (exact), percentile (order statistics), mean (batch
-    means) or observed: the thing itself, whose bounds are the value.
-    """
-
-    value: float | None
-    interval: tuple[float, float] | None
-    lower: float | None
-    upper: float | None
-    samples: int
-    estimator: str
-
-
-class Metric(NamedTuple):
-    """unit: `s`, `1/s`, `share`, `executions` or `attempts`. better: `higher` or `lower`.
-
-    measure: (history, phase, confidence) to Measurement; a phase of None is the whole run. Requests belong to the
-    phase in which they were to be sent. Raises CannotJudge.
-    """
-
-    unit: str
-    better: str
-    measure: Callable[[History, str | None, float], Measurement]
 
 
 class UnknownMetricError(ValueError):
     """There is no metric of that name. The message lists those there are."""
 
 
-def measure(history: History, name: str, phase: str | None = None, confidence: float = 0.95) -> Measurement:
-    """A metric by name over a phase. Raises UnknownMetricError, and CannotJudge for a phase that never began."""
+def measure(
+    history: History,
+    name: str,
+    phase: str | None = None,
+    confidence: float = 0.95,
+    *,
+    arm: str | None = None,
+    versus: str | None = None,
+) -> Measurement:
+    """A metric by name over a phase: of all requests, of those of an arm, or of one arm divided by that of another.
+
+    Raises UnknownMetricError, and CannotJudge for a phase that never began.
+    """
     if name not in METRICS:
         raise UnknownMetricError(f"{name}: no such metric; there are {', '.join(METRICS)}")
-    return METRICS[name].measure(history, phase, confidence)
-
-
-def span(history: History, phase: str | None) -> tuple[float, float]:
-    """Start and end of a phase, or of all phases, seconds since the run began. Raises CannotJudge if it never began."""
-    phases = [each for each in history.phases() if phase in (None, each.name)]
-    if not phases:
-        raise CannotJudge("no phase ever began" if phase is None else f"the phase {phase} never began")
-    return phases[0].start_s, min(phases[-1].end_s, run_end_s(history))
-
-
-def _lines(history: History, phase: str | None) -> pd.DataFrame:
-    """The requests of a phase. In a run that was cut those in flight are unknown; in a complete one they hung."""
-    start_s, end_s = span(history, phase)
-    lines = offered(history)
-    inside = lines[(lines["intended_s"] >= start_s) & (lines["intended_s"] < end_s)]
-    return inside if history.info.complete else inside[inside["outcome"] != "in_flight"]
-
-
-def _completed(history: History, phase: str | None) -> pd.DataFrame:
-    lines = _lines(history, phase)
-    return lines[lines["outcome"] == "completed"]
-
-
-def _proportion(hits: int, samples: int, confidence: float) -> Measurement:
-    if samples == 0:
-        return Measurement(None, None, None, None, 0, "proportion")
-    return Measurement(
-        value=hits / samples,
-        interval=statistics.proportion_interval(hits, samples, confidence),
-        lower=statistics.proportion_lower(hits, samples, confidence),
-        upper=statistics.proportion_upper(hits, samples, confidence),
-        samples=samples,
-        estimator="proportion",
-    )
+    metric = METRICS[name]
+    if arm is None:
+        return metric.measure(history, phase, confidence)
+    if versus is None:
+        return measure_arm(history, metric, arm, phase, confidence)
+    return measure_ratio(history, metric, arm, versus, phase, confidence)
 
 
 def _percentile(values: pd.Series, share: float, confidence: float) -> Measurement:
@@ -104,68 +62,63 @@ def _percentile(values: pd.Series, share: float, confidence: float) -> Measureme
 
 def _success_rate(history: History, phase: str | None, confidence: float) -> Measurement:
     """Completed of all that somebody still wanted; a request that hung is a failure."""
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     wanted = lines[lines["outcome"] != "cancelled"]
-    return _proportion(int((wanted["outcome"] == "completed").sum()), len(wanted), confidence)
+    return proportion(int((wanted["outcome"] == "completed").sum()), len(wanted), confidence)
 
 
 def _refused_rate(history: History, phase: str | None, confidence: float) -> Measurement:
-    lines = _lines(history, phase)
-    return _proportion(int((lines["outcome"] == "refused").sum()), len(lines), confidence)
+    lines = lines_of(history, phase)
+    return proportion(int((lines["outcome"] == "refused").sum()), len(lines), confidence)
 
 
 def _told_in_time_rate(history: History, phase: str | None, confidence: float) -> Measurement:
     """Ended, completed or with a code, not later than the deadline plus its tolerance."""
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     ended = (lines["outcome"] == "completed") | (lines["code"].fillna("") != "")
     in_time = ended & (lines["ended_s"] <= lines["deadline_s"] + DEADLINE_TOLERANCE_S)
-    return _proportion(int(in_time.sum()), len(lines), confidence)
+    return proportion(int(in_time.sum()), len(lines), confidence)
 
 
-def _latency(share: float) -> Callable[[History, str | None, float], Measurement]:
+def _percentile_of(values: Values, share: float) -> Metric:
+    def measure_percentile(history: History, phase: str | None, confidence: float) -> Measurement:
+        return _percentile(values(history, phase), share, confidence)
+
+    return Metric("s", "lower", measure_percentile, by_arm=True, values=values, share=share)
+
+
+def _latency(history: History, phase: str | None) -> "pd.Series[float]":
     """End to end from the intended time, of completed requests."""
-
-    def measure_latency(history: History, phase: str | None, confidence: float) -> Measurement:
-        rows = _completed(history, phase)
-        return _percentile(rows["ended_s"] - rows["intended_s"], share, confidence)
-
-    return measure_latency
+    rows = completed_lines(history, phase).set_index("request_id")
+    return rows["ended_s"] - rows["intended_s"]
 
 
-def _first_token(share: float) -> Callable[[History, str | None, float], Measurement]:
+def _first_token(history: History, phase: str | None) -> "pd.Series[float]":
     """From the intended time to the first token, of completed requests."""
-
-    def measure_first_token(history: History, phase: str | None, confidence: float) -> Measurement:
-        rows = _completed(history, phase)
-        return _percentile(rows["first_token_s"] - rows["intended_s"], share, confidence)
-
-    return measure_first_token
+    rows = completed_lines(history, phase).set_index("request_id")
+    return rows["first_token_s"] - rows["intended_s"]
 
 
 def _refusal(history: History, phase: str | None, confidence: float) -> Measurement:
     """How long the refused had to wait for their no, from the intended time."""
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     refused = lines[lines["outcome"] == "refused"]
     return _percentile(refused["ended_s"] - refused["intended_s"], 0.95, confidence)
 
 
-def _inter_token(share: float) -> Callable[[History, str | None, float], Measurement]:
+def _inter_token(history: History, phase: str | None) -> "pd.Series[float]":
     """From one token to the next where the caller gets them, the mean of each completed request of two tokens or more.
 
     Tokens that come together have no time between them, so a request that came at once has 0.
     """
-
-    def measure_inter_token(history: History, phase: str | None, confidence: float) -> Measurement:
-        rows = _completed(history, phase)
-        gaps = rows["tokens"].map(len) - 1
-        rows, gaps = rows[gaps >= 1], gaps[gaps >= 1]
-        return _percentile((rows["ended_s"] - rows["first_token_s"]) / gaps, share, confidence)
-
-    return measure_inter_token
+    rows = completed_lines(history, phase).set_index("request_id")
+    gaps = rows["tokens"].map(len) - 1
+    rows, gaps = rows[gaps >= 1], gaps[gaps >= 1]
+    return (rows["ended_s"] - rows["first_token_s"]) / gaps
 
 
 def _dispatch_lag(history: History, phase: str | None, confidence: float) -> Measurement:
-    rows = _lines(history, phase)
+    rows = lines_of(history, phase)
     return _percentile(rows["sent_s"] - rows["intended_s"], 0.99, confidence)
 
 
@@ -212,7 +165,7 @@ def _fault_time(read: Callable[[FaultTimes], float | None]) -> Callable[[History
 
 
 def _retry_amplification(history: History, phase: str | None, confidence: float) -> Measurement:
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     dispatched = history.attempts[history.attempts["side"] == "controller"]
     attempts = dispatched[dispatched["request_id"].isin(lines["request_id"])]
     requests = int(attempts["request_id"].nunique())
@@ -222,10 +175,10 @@ def _retry_amplification(history: History, phase: str | None, confidence: float)
 
 def _first_attempts(history: History, phase: str | None, confidence: float) -> Measurement:
     """What success would have been without any second attempt: requests whose first one completed, of those sent."""
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     attempts = history.attempts[history.attempts["side"] == "controller"].sort_values("begun_s", kind="stable")
     first = attempts[attempts["request_id"].isin(lines["request_id"])].drop_duplicates("request_id")
-    return _proportion(int((first["outcome"] == "completed").sum()), len(first), confidence)
+    return proportion(int((first["outcome"] == "completed").sum()), len(first), confidence)
 
 
 def _wasted_attempts(history: History, phase: str | None, confidence: float) -> Measurement:
@@ -272,7 +225,7 @@ def _late_executions(history: History, phase: str | None, confidence: float) -> 
 
 def _lost_requests(history: History, phase: str | None, confidence: float) -> Measurement:
     """Requests that had an attempt on a fault's target while the fault was on, and did not complete."""
-    lines = _lines(history, phase)
+    lines = lines_of(history, phase)
     attempts = history.attempts[history.attempts["side"] == "controller"]
     touched: set[str] = set()
     for fault in fault_windows(history):
@@ -284,19 +237,19 @@ def _lost_requests(history: History, phase: str | None, confidence: float) -> Me
 
 
 METRICS: dict[str, Metric] = {
-    "success_rate": Metric("share", "higher", _success_rate),
-    "refused_rate": Metric("share", "lower", _refused_rate),
-    "told_in_time_rate": Metric("share", "higher", _told_in_time_rate),
-    "latency_p50_s": Metric("s", "lower", _latency(0.50)),
-    "latency_p95_s": Metric("s", "lower", _latency(0.95)),
-    "latency_p99_s": Metric("s", "lower", _latency(0.99)),
-    "ttft_p50_s": Metric("s", "lower", _first_token(0.50)),
-    "ttft_p95_s": Metric("s", "lower", _first_token(0.95)),
+    "success_rate": Metric("share", "higher", _success_rate, by_arm=True),
+    "refused_rate": Metric("share", "lower", _refused_rate, by_arm=True),
+    "told_in_time_rate": Metric("share", "higher", _told_in_time_rate, by_arm=True),
+    "latency_p50_s": _percentile_of(_latency, 0.50),
+    "latency_p95_s": _percentile_of(_latency, 0.95),
+    "latency_p99_s": _percentile_of(_latency, 0.99),
+    "ttft_p50_s": _percentile_of(_first_token, 0.50),
+    "ttft_p95_s": _percentile_of(_first_token, 0.95),
     "refusal_p95_s": Metric("s", "lower", _refusal),
-    "inter_token_p50_s": Metric("s", "lower", _inter_token(0.50)),
-    "inter_token_p95_s": Metric("s", "lower", _inter_token(0.95)),
-    "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s),
-    "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s),
+    "inter_token_p50_s": _percentile_of(_inter_token, 0.50),
+    "inter_token_p95_s": _percentile_of(_inter_token, 0.95),
+    "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s, by_arm=True, per_time=True),
+    "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s, by_arm=True, per_time=True),
     "dispatch_lag_p99_s": Metric("s", "lower", _dispatch_lag),
     "detection_s": Metric("s", "lower", _fault_time(lambda fault: fault.detection_s)),
     "mitigation_s": Metric("s", "lower", _fault_time(lambda fault: fault.mitigation_s)),
@@ -308,4 +261,6 @@ METRICS: dict[str, Metric] = {
     "breaker_trips": Metric("trips", "lower", _events("breaker_opened")),
     "session_moves": Metric("moves", "higher", _session_moves),
     "late_executions": Metric("executions", "lower", _late_executions),
+    **LOAD_METRICS,
+    **ARM_METRICS,
 }

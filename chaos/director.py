@@ -9,15 +9,18 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from analysis.schema import EventRow
+from chaos.arms import Blocks
 from chaos.experiment import Experiment
 from chaos.guard import Guard, Stopped
 from chaos.injector import Injector
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
+from workloads.arms import Offer, plan_arms
 from workloads.capacity import Capacity, InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
 from workloads.plan import LoadPlan
 from workloads.planner import PlannedPhase, build_plan, statements
-from workloads.schedule import build_schedule
+from workloads.schedule import first_requests
+from workloads.vocabulary import PromptVocabulary
 
 _TICK_S = 0.5
 _MOMENT_S = 1e-6
@@ -59,6 +62,7 @@ class Director:
         self._guard = Guard(experiment.guard, experiment.worker_names())
         self._injector = Injector(world, experiment, self._guard, seed, watcher)
         self._offers: dict[str, str] = {}
+        self._blocks = Blocks(world, experiment, ())
         self.plan = LoadPlan(())
         self.rate: ResolvedRate | None = None
         self.complete = False
@@ -78,6 +82,7 @@ class Director:
             self._event("run_ended", detail="" if drained else "some requests had not ended")
             self.complete = True
         finally:
+            self._blocks.end()
             await self._injector.end()
 
     async def _plan_load(self) -> None:
@@ -86,19 +91,49 @@ class Director:
         # Measured even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards.
         self._watcher.phase("capacity probe")
         plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
-        sample = build_schedule(spec, _PROBE_PROMPTS, 1.0, self._seed, vocabulary)
+        context = policy.worker.context_max_tokens
+        try:
+            sample = first_requests(spec, _PROBE_PROMPTS, self._seed, vocabulary, context_max_tokens=context)
+        except ValueError as error:
+            raise InfeasibleRate(f"workload: {error}") from error
         prompts = [(request.prompt, request.max_tokens) for request in sample]
         capacity = estimate_capacity(await self._world.probe(plan, prompts), plan)
-        phases = [PlannedPhase(name, phase.duration_s, phase.load) for name, phase in self._experiment.phases.items()]
+        compared = self._experiment.comparison.phase if self._experiment.comparison is not None else ""
+        phases = [
+            PlannedPhase(name, phase.duration_s, "none" if name == compared else phase.load)
+            for name, phase in self._experiment.phases.items()
+        ]
         self._state_offer(capacity, phases)
         assert self.rate is not None
-        context = policy.worker.context_max_tokens
         try:
             self.plan = build_plan(
                 spec, phases, self.rate.per_s, capacity, self._seed, vocabulary, context_max_tokens=context
             )
+            self._plan_arms(phases, capacity, vocabulary)
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
+
+    def _plan_arms(self, phases: list[PlannedPhase], capacity: Capacity, vocabulary: PromptVocabulary) -> None:
+        """Put what the arms ask into the phase in which they are compared. Raises ValueError."""
+        experiment, comparison = self._experiment, self._experiment.comparison
+        if comparison is None:
+            return
+        assert self.rate is not None
+        names = [phase.name for phase in phases]
+        start_s = sum(phase.duration_s for phase in phases[: names.index(comparison.phase)])
+        offer = Offer(
+            start_s=start_s,
+            stop_s=start_s + experiment.phases[comparison.phase].duration_s,
+            rate_per_s=self.rate.per_s,
+            capacity_per_s=capacity.requests_per_s,
+            context_max_tokens=experiment.policy.worker.context_max_tokens,
+            workers=experiment.worker_names(),
+        )
+        plan = plan_arms(experiment.arms, comparison, experiment.workload, offer, self._seed, vocabulary)
+        merged = sorted([*self.plan.requests, *plan.load.requests], key=lambda request: request.intended_s)
+        self.plan = LoadPlan(tuple(merged), (*self.plan.closed, *plan.load.closed))
+        self._blocks = Blocks(self._world, experiment, plan.blocks)
+        self._offers[comparison.phase] = f"{', '.join(experiment.arms)} compared by {comparison.by}"
 
     def _state_offer(self, capacity: Capacity, phases: list[PlannedPhase]) -> None:
         """Say before the run what will be asked of the cluster, and how that stands to what it can do."""
@@ -120,18 +155,20 @@ class Director:
         await world.sleep(-world.now())
         self._event("run_started", detail=self.rate.statement if self.rate is not None else "")
         start_s = 0.0
+        self._blocks.begin()
         for name, phase in self._experiment.phases.items():
             self._watcher.phase(name, phase.duration_s)
             if name in self._offers:
                 self._watcher.note(f"{name}: {self._offers[name]}")
-            self._event("phase_started", name, self._offers.get(name, ""))
+            self._boundary("phase_started", name, start_s, self._offers.get(name, ""))
             self._injector.begin(name, start_s)
             start_s += phase.duration_s
             while (left_s := start_s - world.now()) > _MOMENT_S:
                 await world.sleep(min(_TICK_S, left_s))
                 await self._show(name, start_s - world.now())
-            self._event("phase_ended", name)
+            self._boundary("phase_ended", name, start_s)
         await self._injector.finish()
+        await self._blocks.finish()
 
     async def _show(self, phase: str, left_s: float) -> None:
         snapshot = await self._world.look()
@@ -143,6 +180,14 @@ class Director:
         except Stopped as stopped:
             self._event("guard", stopped.by, stopped.reason)
             raise
+
+    def _boundary(self, kind: str, phase: str, at_s: float, detail: str = "") -> None:
+        """A phase begins or ends when it was to, as its load does, and not when we came to say so.
+
+        The moment less puts what is asked in the phase's first instant into it, whatever a clock of floats rounds to.
+        """
+        origin_s = self._world.clock() - self._world.now()
+        self._world.record(EventRow(origin_s + at_s - _MOMENT_S, kind, phase, detail=detail))
 
     def _event(self, kind: str, subject: str = "", detail: str = "") -> None:
         self._world.record(EventRow(self._world.clock(), kind, subject, detail=detail))

@@ -5,12 +5,13 @@ Everything is validated before anything starts, and an error names the file, the
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from analysis.criterion import Criterion
 from cluster.policy import Policy, Seconds
+from workloads.arms import ArmSpec, ComparisonSpec
 from workloads.plan import PhaseLoad
 from workloads.spec import Positive, WorkloadSpec
 
@@ -106,46 +107,6 @@ class FaultSpec(_Section, frozen=True):
     options: dict[str, float | int | str | bool] = {}
 
 
-AWAY = "away"
-"""The worker of an arm whose requests go to another worker than the one that holds their session's cache."""
-
-
-class ArmSpec(_Section, frozen=True):
-    """One way of doing the same thing, compared with the other arms in one run, with the same seeded requests.
-
-    worker: whose requests these are: empty where routing decides, a worker's name, or `away`, for any other worker than
-    the one that the session's earlier turns were sent to. prefix: `fresh` puts content never used before in place of
-    the session's earlier turns, of the same length. policy: laid over the experiment's, for the arm's own worker, which
-    it must name. before: what its worker does before each block: `evict` its model, `prewarm` it. closed: its blocks
-    keep so many requests in flight.
-    """
-
-    worker: str = ""
-    prefix: Literal["kept", "fresh"] = "kept"
-    policy: dict[str, Any] = {}
-    before: tuple[Literal["evict", "prewarm"], ...] = ()
-    closed: Positive | None = None
-
-
-class ComparisonSpec(_Section, frozen=True):
-    """How the arms share the phase in which they are compared.
-
-    by: `sessions`: every session belongs to one arm, and all arms run at once, under a load light enough for them not
-    to feel each other; a session is primed by earlier turns that hold `prefix_tokens` together, and after `think_s`
-    its last turn is what is measured. `blocks`: one arm at a time for `block_s`, in an order seeded and balanced
-    (ABBA), with `pause_s` before each block for the last one to drain and for what its worker does before.
-    requests: of one block, evenly spread; None: as many as the workload's rate makes. Arms that are closed have none.
-    """
-
-    phase: str = "measure"
-    by: Literal["sessions", "blocks"] = "sessions"
-    block_s: Seconds = 5.0
-    pause_s: Seconds = 1.0
-    think_s: Seconds = 2.0
-    prefix_tokens: tuple[Positive, Positive] = (64, 1024)
-    requests: Positive | None = None
-
-
 class Experiment(_Section, frozen=True):
     """A whole experiment, resolved: every default filled in.
 
@@ -184,9 +145,29 @@ class Experiment(_Section, frozen=True):
         clients = [f"client-{number}" for number in range(self.workload.generators)]
         return [*self.controller_names(), *self.worker_names(), *clients]
 
+    def policy_of(self, node: str) -> Policy:
+        """The policy that a node lives by: a worker that an arm has for its own may have one that differs."""
+        over = [arm.policy for arm in self.arms.values() if arm.worker == node and arm.policy]
+        return overlaid(self.policy, over[0]) if over else self.policy
+
     def target_names(self) -> list[str]:
         """Whatever a fault may name: every node, and the broker."""
         return [*self.node_names(), BROKER]
+
+
+def overlaid(policy: Policy, over: dict[str, Any]) -> Policy:
+    """A policy with some fields changed. Raises msgspec.ValidationError."""
+    return msgspec.convert(merged(msgspec.to_builtins(policy), over), Policy)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second laid over the first."""
+    result = dict(base)
+    for key, value in over.items():
+        present = result.get(key)
+        both = isinstance(present, dict) and isinstance(value, dict)
+        result[key] = merged(cast(dict[str, Any], present), value) if both else value
+    return result
 
 
 def catalogue() -> dict[str, Path]:

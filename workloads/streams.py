@@ -15,6 +15,7 @@ class Stream(IntEnum):
     SYSTEM_CHOICE = 4
     SYSTEM_CONTENT = 5
     BLOCKS = 6
+    ARMS = 7
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:

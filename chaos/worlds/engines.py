@@ -7,7 +7,7 @@ the worker's own clock, and the keeper ends the workers with the run.
 import time
 from typing import Any
 
-from chaos.worlds.processes import Processes
+from chaos.worlds.processes import CALL_S, Processes
 from cluster.engine.impairment import Impairment
 from cluster.engine.meter import EngineState
 
@@ -35,6 +35,16 @@ class LiveEngine:
     async def limit_memory(self, bytes_max: int | None, ttl_s: float) -> None:
         """See Engine."""
         await self._processes.call(self._node, "limit_memory", bytes_max, ttl_s)
+
+    async def evict(self, model: str, limit_s: float) -> bool:
+        """See Engine."""
+        gone: bool = await self._processes.call(self._node, "evict", model, limit_s, limit_s=limit_s + CALL_S)
+        return gone
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        """See Engine."""
+        warm: bool = await self._processes.call(self._node, "prewarm", model, limit_s, limit_s=limit_s + CALL_S)
+        return warm
 
     async def inspect(self) -> EngineState:
         """See Engine."""

@@ -368,7 +368,7 @@ class LiveWorld:
             role=role,
             name=node,
             url=self._servers.url(node),
-            policy=self._experiment.policy,
+            policy=self._experiment.policy_of(node),
             raw=str(self._raw),
             models=(ModelOffer(cluster.model),),
             seed=self._seed,

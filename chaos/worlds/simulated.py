@@ -246,6 +246,7 @@ class SimulatedWorld:
             self._collector,
             controllers=experiment.cluster.controllers,
             model=experiment.cluster.model,
+            policy_of=experiment.policy_of,
         )
         self._processes: dict[str, SimulatedProcess] = {}
         self._messages: dict[str, SimulatedMessages] = {}

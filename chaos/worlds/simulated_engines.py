@@ -6,11 +6,13 @@ from chaos.worlds.world import HandleError
 from cluster.engine.impairment import Impairment
 from cluster.engine.meter import EngineState
 from cluster.node import MemoryLimit
+from cluster.protocol import Evict, Prewarm
 from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.shell import SimulatedNode
 from cluster.worker.worker import WorkerNode
 
 _TRAVEL_S = 0.001
+_STATE_POLL_S = 0.005
 
 
 class SimulatedEngine:
@@ -45,6 +47,27 @@ class SimulatedEngine:
             node.feed(MemoryLimit(bytes_max))
         else:
             node.feed(MemoryLimit(self._cluster.memory_bytes_max))
+
+    async def evict(self, model: str, limit_s: float) -> bool:
+        """See Engine."""
+        return await self._until(Evict(model), "cold", limit_s)
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        """See Engine."""
+        return await self._until(Prewarm(model), "warm", limit_s)
+
+    async def _until(self, message: Evict | Prewarm, state: str, limit_s: float) -> bool:
+        kernel = self._cluster.kernel
+        await kernel.sleep(_TRAVEL_S)
+        node = self._running()
+        assert isinstance(node.node, WorkerNode)
+        node.hear(message)
+        end_s = kernel.now + limit_s
+        while node.node.models().get(message.model) != state:
+            if kernel.now >= end_s:
+                return False
+            await kernel.sleep(_STATE_POLL_S)
+        return True
 
     async def inspect(self) -> EngineState:
         """See Engine."""

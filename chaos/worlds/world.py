@@ -291,6 +291,12 @@ class Engine(Protocol):
     async def limit_memory(self, bytes_max: int | None, ttl_s: float) -> None:
         """Let its worker hold no more than so many bytes, for `ttl_s` at most; None: as many as it began with."""
 
+    async def evict(self, model: str, limit_s: float) -> bool:
+        """Have its worker drop a model from memory; whether it was gone within `limit_s`."""
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        """Have its worker load a model and run a token; whether it was warm within `limit_s`."""
+
     async def inspect(self) -> EngineState:
         """How it stands, by what its worker hears of it."""
 

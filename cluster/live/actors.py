@@ -75,6 +75,14 @@ class NodeActor:
         """See NodeHost."""
         return await self.host.drain(limit_s)
 
+    async def evict(self, model: str, limit_s: float) -> bool:
+        """See NodeHost."""
+        return await self.host.evict(model, limit_s)
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        """See NodeHost."""
+        return await self.host.prewarm(model, limit_s)
+
     async def stop(self) -> None:
         """See NodeHost."""
         await self.host.stop()

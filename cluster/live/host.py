@@ -25,7 +25,7 @@ from cluster.live.nats import LinkFacts
 from cluster.live.node import Engine, LiveNode, LoadDriver, Sink
 from cluster.node import Event, MemoryLimit, Node, Received
 from cluster.policy import Policy
-from cluster.protocol import Drain
+from cluster.protocol import Drain, Evict, Prewarm
 from cluster.stance import stance
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _ECHO_S = 0.4
 _DRAIN_POLL_S = 0.05
+_STATE_POLL_S = 0.005
 _MEMORY_SHARE = 0.75
 """Of the host's memory for its workers. The rest is the system's, the engine's scratch memory and the other nodes'."""
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -217,6 +218,24 @@ class NodeHost:
             if time.monotonic() >= end_s:
                 return False
             await asyncio.sleep(_DRAIN_POLL_S)
+        return True
+
+    async def evict(self, model: str, limit_s: float) -> bool:
+        """For a worker: drop a model from memory; whether it was gone within `limit_s`."""
+        return await self._until(Evict(model), "cold", limit_s)
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        """For a worker: load a model and run a token; whether it was warm within `limit_s`."""
+        return await self._until(Prewarm(model), "warm", limit_s)
+
+    async def _until(self, message: Evict | Prewarm, state: str, limit_s: float) -> bool:
+        shell, worker = self._running(), self.worker
+        shell.feed(Received(message))
+        end_s = time.monotonic() + limit_s
+        while shell.behind or worker.models().get(message.model) != state:
+            if time.monotonic() >= end_s:
+                return False
+            await asyncio.sleep(_STATE_POLL_S)
         return True
 
     async def stop(self) -> None:

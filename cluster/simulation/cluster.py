@@ -34,8 +34,12 @@ class SimulatedCluster:
         model: str = "timed",
         costs: StepCosts | None = None,
         network: NetworkCosts | None = None,
+        policy_of: Callable[[str], Policy] | None = None,
     ) -> None:
-        """sinks: from node name and incarnation to where its rows go. A lone controller is named `controller`."""
+        """sinks: from node name and incarnation to where its rows go. A lone controller is named `controller`.
+
+        policy_of: what each node lives by, where that is not the same for all.
+        """
         self.kernel = Kernel()
         self.model = model
         self.costs = costs or StepCosts()
@@ -44,6 +48,7 @@ class SimulatedCluster:
         self.clock_ahead_s: dict[str, float] = {}
         """Of the next incarnation of a node."""
         self._policy = policy
+        self._policy_of = policy_of
         self._seed = seed
         self._sinks = sinks
         several = [f"controller-{number}" for number in range(controllers)]
@@ -129,7 +134,7 @@ class SimulatedCluster:
 
     def _make(self, name: str, incarnation: int) -> tuple[Node, ImpairedEngine | None]:
         """A new node, without a memory of earlier incarnations, and a worker's engine."""
-        policy = self._policy
+        policy = self._policy if self._policy_of is None else self._policy_of(name)
         if name.startswith("worker-"):
             engine = ImpairedEngine(self.kernel, TimedEngine(self.costs, policy.worker, policy.stream.flush_s))
             return WorkerNode(name, incarnation, policy, (ModelOffer(self.model),)), engine

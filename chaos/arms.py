@@ -1,0 +1,67 @@
+"""Arms of a comparison while they run: what their workers do before each block, and when each block began."""
+
+import json
+
+from analysis.schema import EventRow
+from chaos.experiment import Experiment
+from chaos.worlds.world import HandleError, Job, World
+from workloads.arms import Block
+
+_EARLY_S = 0.001
+"""The first request of a block is due in its first moment, and clocks that are merged differ by less than this."""
+
+
+class Blocks:
+    """Walks through the blocks of one run, beside the director."""
+
+    def __init__(self, world: World, experiment: Experiment, blocks: tuple[Block, ...]) -> None:
+        self._world = world
+        self._experiment = experiment
+        self._blocks = blocks
+        self._job: Job | None = None
+
+    def begin(self) -> None:
+        """Begin to wait for the first block."""
+        if self._blocks:
+            self._job = self._world.spawn(self._walk())
+
+    async def finish(self) -> None:
+        """Wait for the end of the last block; raises what went wrong."""
+        if self._job is not None:
+            await self._job
+
+    def end(self) -> None:
+        """Leave it at that. Harmless when it has ended."""
+        if self._job is not None:
+            self._job.cancel()
+
+    async def _walk(self) -> None:
+        world = self._world
+        for block in self._blocks:
+            await world.sleep(block.prepare_s - world.now())
+            await self._prepare(block)
+            await world.sleep(block.counts_s - world.now())
+            self._record(block.counts_s - _EARLY_S, "block_started", block.arm, str(block.number))
+            await world.sleep(block.stop_s - world.now())
+            self._record(block.stop_s, "block_ended", block.arm, str(block.number))
+
+    async def _prepare(self, block: Block) -> None:
+        """What is not done when the block begins has failed; its requests are asked all the same."""
+        arm, world = self._experiment.arms[block.arm], self._world
+        for action in arm.before:
+            begun_s, left_s = world.now(), block.start_s - world.now()
+            told: dict[str, object] = {"action": action, "arm": block.arm, "block": block.number, "done": False}
+            try:
+                engine, model = world.engine(arm.worker), self._experiment.cluster.model
+                if left_s > 0:
+                    act = engine.evict if action == "evict" else engine.prewarm
+                    told["done"] = await act(model, left_s)
+            except HandleError as error:
+                told["because"] = str(error)
+            told["took_s"] = round(world.now() - begun_s, 4)
+            self._record(world.now(), "worker_action", arm.worker, json.dumps(told))
+
+    def _record(self, at_s: float, kind: str, subject: str, detail: str) -> None:
+        """at_s: seconds since the load began. The plan says what belongs to whom, and not when we came to it."""
+        origin_s = self._world.clock() - self._world.now()
+        self._world.record(EventRow(origin_s + at_s, kind, subject, detail=detail))
