@@ -107,7 +107,10 @@ def settle_trace(spec: WorkloadSpec, folder: Path) -> WorkloadSpec:
     per_s = trace.requests_per_s * spec.trace.speed
     if not 1e-6 <= per_s <= PER_S_MAX:
         raise TraceError(f"{trace.name}: at speed {spec.trace.speed:g} it makes {per_s:g} requests/s")
-    return replace(spec, trace=found, rate=f"{per_s:.6f}/s")
+    try:
+        return replace(spec, trace=found, rate=f"{per_s:.6f}/s")
+    except ValueError as error:
+        raise TraceError(f"{trace.name}: speed {spec.trace.speed:g} does not fit: {error}") from None
 
 
 def trace_units(trace: Trace, *, repeat: bool) -> Units:

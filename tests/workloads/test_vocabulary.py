@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from workloads.schedule import build_schedule
-from workloads.spec import WorkloadSpec
+from workloads.schedule import build_schedule, first_requests
+from workloads.spec import SystemPrompts, WorkloadSpec
 from workloads.vocabulary import ByteVocabulary, PromptVocabulary, TokenizerVocabulary
 
 TEMPLATE = (
@@ -89,3 +89,20 @@ def test_an_unusable_directory_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_an_unusable_template_is_refused(tmp_path: Path, template: str | None, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         TokenizerVocabulary(write_model(tmp_path, template))
+
+
+def test_a_system_prompt_stands_where_the_template_puts_it(model: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    spec = WorkloadSpec(sessions=1, turns_max=2, system_prompts=SystemPrompts(count=1, tokens=7))
+    first, second = first_requests(spec, 2, 1, TokenizerVocabulary(model))
+    text = tokenizer.decode(list(first.prompt), skip_special_tokens=False)
+    assert text.startswith("<|begin|><|system|>\n")
+    assert text.count("<|end|>\n<|user|>\n") == 1
+    assert second.prompt[: len(first.prompt)] == first.prompt
+    refusing = TEMPLATE.replace(
+        "{% for message",
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}{% for message",
+    )
+    markers = TokenizerVocabulary(write_model(tmp_path, refusing)).markers
+    assert markers.before_system is None
+    assert markers.opening((5, 6)) == (*markers.before_first, 5, 6)
