@@ -139,20 +139,29 @@ def _latency_blocks(history: History, phase: str | None) -> list[Values]:
     return [latency[block == number] for number in range(BLOCKS)]
 
 
-def drift(times_s: Values, values: Values, confidence: float) -> Measurement:
+def drift(times_s: Values, values: Values, confidence: float, resolution: float = 0.0) -> Measurement:
     """The robust slope of a series as a share of its mean per DRIFT_S, from its means over bins.
 
     Theil and Sen's median of slopes with the interval of Sen, Estimates of the regression coefficient based on
     Kendall's tau, Journal of the American Statistical Association 63 (1968). It supposes independent values: neighbours
-    that are not are put into one bin. No value with fewer than DRIFT_BINS_MIN bins.
+    that are not are put into one bin. No value with fewer than DRIFT_BINS_MIN bins. resolution: to which the values are
+    known, 1 for counts: many equal ones would otherwise look like certainty.
     """
     if len(values) < DRIFT_BINS_MIN or not values.mean() > 0:
         return Measurement(None, None, None, None, len(values), "slope")
     scale = DRIFT_S / float(values.mean())
     slope, _, low, high = theilslopes(values, times_s, alpha=confidence)
     _, _, lower, upper = theilslopes(values, times_s, alpha=max(0.5, 2 * confidence - 1))
-    interval = (float(low) * scale, float(high) * scale)
-    return Measurement(float(slope) * scale, interval, float(lower) * scale, float(upper) * scale, len(values), "slope")
+    blur = resolution * scale / float(times_s[-1] - times_s[0])
+    interval = (float(low) * scale - blur, float(high) * scale + blur)
+    return Measurement(
+        value=float(slope) * scale,
+        interval=interval,
+        lower=float(lower) * scale - blur,
+        upper=float(upper) * scale + blur,
+        samples=len(values),
+        estimator="slope",
+    )
 
 
 def _bins(history: History, phase: str | None) -> tuple[Values, Values]:
@@ -184,23 +193,25 @@ def _throughput_drift(history: History, phase: str | None, confidence: float) ->
     edges, middles = _bins(history, phase)
     rows = finished(history)
     counts, _ = np.histogram(rows.loc[rows["outcome"] == "completed", "ended_s"].to_numpy(dtype=float), bins=edges)
-    return drift(middles, counts.astype(float), confidence)
+    return drift(middles, counts.astype(float), confidence, resolution=1.0)
 
 
 def _memory_drift(history: History, phase: str | None, confidence: float) -> Measurement:
     """Of the memory of that worker or controller whose memory grows most.
 
-    Resident bytes of its process; where there is no process, as in a simulated world, what a worker says it holds. The
-    bounds are those of as many nodes at once (Bonferroni).
+    Resident bytes of its process; where there is no process, as in a simulated world, what a worker says it holds
+    besides kept caches, which grow to their limit and are no leak. The bounds are those of as many nodes at once
+    (Bonferroni).
     """
     start_s, end_s = span(history, phase)
     nodes = history.nodes[history.nodes["role"].isin(("controller", "worker"))]
     nodes = nodes[nodes["time_s"].between(start_s, end_s)]
-    column = "resident_bytes" if nodes["resident_bytes"].notna().any() else "memory_bytes"
-    told = nodes[nodes[column].notna() & (nodes[column] > 0)]
+    resident = bool(nodes["resident_bytes"].notna().any())
+    held = nodes["resident_bytes"] if resident else nodes["memory_bytes"] - nodes["cache_bytes"]
+    told = nodes.assign(held=held)[held.notna() & (held > 0)]
     edges, middles = _bins(history, phase)
     each = {
-        str(name): _binned(edges, middles, rows["time_s"], rows[column], np.mean) for name, rows in told.groupby("node")
+        str(name): _binned(edges, middles, rows["time_s"], rows["held"], np.mean) for name, rows in told.groupby("node")
     }
     if not each:
         raise CannotJudge("no node told how much memory it holds")
@@ -210,7 +221,7 @@ def _memory_drift(history: History, phase: str | None, confidence: float) -> Mea
         return Measurement(None, None, None, None, len(told), "slope")
     worst = max(slopes, key=lambda name: slopes[name])
     bounds = [(one.lower, one.upper) for one in found.values() if one.lower is not None and one.upper is not None]
-    what = "resident memory" if column == "resident_bytes" else "what it holds, for there is no process"
+    what = "resident memory" if resident else "what it holds, for there is no process,"
     return Measurement(
         value=slopes[worst],
         interval=found[worst].interval,

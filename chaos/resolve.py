@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 import yaml
@@ -17,46 +17,54 @@ import yaml
 from analysis.criterion import Criterion
 from analysis.metrics import METRICS
 from chaos import faults
-from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
+from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec, merged, overlaid
 from chaos.guard import Guard
+from chaos.offered import WorkloadError, check_workload, settle
+from chaos.overlays import with_profile
 from chaos.robustness import CLASSES
 from chaos.timing import check_trigger, latest_end_s, strikes
 from cluster.policy import Policy
 from cluster.profiles import ProfileError, load_policy
+from workloads.arms import AWAY, ArmSpec
 
 T = TypeVar("T")
 # PyYAML lets what its constructors stumble over (a month 13, five thousand digits, endless brackets) out as it is.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 _SHOWN_MAX = 300
-_TEMPLATE_TOKENS_MAX = 64
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _NAMED_SECTIONS: dict[str, type] = {
     "phases": PhaseSpec,
     "faults": FaultSpec,
+    "arms": ArmSpec,
     "steady_state": Criterion,
     "expectations": Criterion,
 }
 
 
-def load(path: Path, settings: Sequence[str] = (), policy: str | None = None) -> Experiment:
+def load(
+    path: Path, settings: Sequence[str] = (), policy: str | None = None, profile: str | None = None
+) -> Experiment:
     """The experiment in `path`, with `settings` (`path.to.field=value`, YAML values) laid over it, fully checked.
 
+    profile: one of the experiment's own `profiles`, laid over it before the settings.
     policy: name of a profile in cluster/policies, or a YAML file; the experiment's own policy is laid over it.
     Raises ExperimentError.
     """
-    document = _read(path)
+    document = with_profile(_read(path), profile, path.name)
     own = document.get("policy") or {}
     if policy is not None and isinstance(own, dict):
-        document["policy"] = _merged(_policy(policy), own)
+        document["policy"] = merged(_policy(policy), own)
     for setting in settings:
         _set(document, setting)
     told = " ".join(f"--set {_shown(setting)}" for setting in settings)
-    source = f"{path.name} with {told}" if settings else path.name
+    if profile is not None:
+        told = f"--profile {_shown(profile)} {told}".strip()
+    source = f"{path.name} with {told}" if told else path.name
     try:
-        experiment = _convert(document)
+        experiment = settle(_convert(document), path.parent)
         check(experiment)
-    except _Wrong as wrong:
+    except (_Wrong, WorkloadError) as wrong:
         raise ExperimentError(f"{source}: {_shown(wrong.field)}: {_shown(wrong.what)}") from None
     return experiment
 
@@ -71,15 +79,15 @@ def check(experiment: Experiment) -> None:
         if number not in CLASSES:
             raise _Wrong("robustness", f"no class {number}; there are 1 to {max(CLASSES)}")
     _check_guard(experiment)
+    _check_comparison(experiment)
     for section in ("steady_state", "expectations"):
         criteria: Mapping[str, Criterion] = getattr(experiment, section)
         for name, criterion in criteria.items():
             _check_criterion(f"{section}.{name}", criterion, experiment)
-    longest = experiment.workload.prompt_tokens[1] + experiment.workload.output_tokens[1] + _TEMPLATE_TOKENS_MAX
-    context = experiment.policy.worker.context_max_tokens
-    if longest > context:
-        what = f"one message, its answer and the chat template can take {longest} tokens"
-        raise _Wrong("workload.prompt_tokens", f"{what}, policy.worker.context_max_tokens is {context}")
+    try:
+        check_workload(experiment)
+    except WorkloadError as error:
+        raise _Wrong(error.field, error.what) from None
 
 
 class _Wrong(Exception):
@@ -151,6 +159,52 @@ def _check_guard(experiment: Experiment) -> None:
             raise _Wrong(f"faults.{name}.targets", refused)
 
 
+def _check_comparison(experiment: Experiment) -> None:
+    comparison, arms = experiment.comparison, experiment.arms
+    if comparison is None:
+        if arms:
+            raise _Wrong("comparison", "arms are compared in a phase, and this says in which and how")
+        return
+    _one_of("comparison.phase", comparison.phase, experiment.phases, "phase")
+    if len(arms) < 2:
+        raise _Wrong("arms", f"a comparison needs two arms at least, got {len(arms)}")
+    if comparison.prefix_tokens[0] > comparison.prefix_tokens[1]:
+        raise _Wrong("comparison.prefix_tokens", f"expected [least, most], got {list(comparison.prefix_tokens)}")
+    if comparison.settle_s >= comparison.block_s:
+        raise _Wrong("comparison.settle_s", f"nothing of a block of {comparison.block_s:g} s would count")
+    for name, arm in arms.items():
+        if not name.replace("_", "").isalnum():
+            raise _Wrong(f"arms.{name}", "expected a name of letters, digits and underscores")
+        _check_arm(f"arms.{name}", arm, experiment, comparison.by)
+
+
+def _check_arm(field: str, arm: ArmSpec, experiment: Experiment, by: str) -> None:
+    workers = experiment.worker_names()
+    named = arm.worker in workers
+    if arm.worker not in ("", AWAY):
+        _one_of(f"{field}.worker", arm.worker, [*workers, AWAY], "worker")
+    if arm.worker == AWAY and len(workers) < 2:
+        raise _Wrong(f"{field}.worker", "there is no other worker to go to; cluster.workers is 1")
+    for said, what, needed in (
+        (arm.worker == AWAY, "worker: away", "sessions"),
+        (arm.prefix == "fresh", "prefix: fresh", "sessions"),
+        (bool(arm.before), "before", "blocks"),
+        (arm.closed is not None, "closed", "blocks"),
+    ):
+        if said and by != needed:
+            raise _Wrong(f"{field}.{what.split(':')[0]}", f"{what} has a meaning only with comparison.by: {needed}")
+    if arm.before and not named:
+        raise _Wrong(f"{field}.before", "expected an arm that names its worker")
+    if not arm.policy:
+        return
+    if not named or sum(other.worker == arm.worker for other in experiment.arms.values()) > 1:
+        raise _Wrong(f"{field}.policy", "a policy needs a named worker that no other arm uses")
+    try:
+        overlaid(experiment.policy, arm.policy)
+    except msgspec.ValidationError as error:
+        raise _explained(f"{field}.policy", str(error), Policy) from None
+
+
 def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -> None:
     _one_of(f"{field}.metric", criterion.metric, METRICS, "metric")
     if criterion.phase is not None:
@@ -160,8 +214,24 @@ def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -
     for side, limit in (("at_least", criterion.at_least), ("at_most", criterion.at_most)):
         if limit is not None and not math.isfinite(limit):
             raise _Wrong(f"{field}.{side}", f"expected a finite number, got {limit}")
+    _check_arms_of(field, criterion, experiment)
     if criterion.when_target is not None:
         _one_of(f"{field}.when_target", criterion.when_target, ("worker", "controller", "client"), "role")
+
+
+def _check_arms_of(field: str, criterion: Criterion, experiment: Experiment) -> None:
+    metric = METRICS[criterion.metric]
+    for name in ("arm", "versus"):
+        arm = getattr(criterion, name)
+        if arm is not None:
+            _one_of(f"{field}.{name}", arm, experiment.arms, "arm")
+    if criterion.versus is not None and criterion.arm in (None, criterion.versus):
+        raise _Wrong(f"{field}.versus", "expected another arm than `arm`, which must be given too")
+    if criterion.arm is not None and not metric.by_arm:
+        raise _Wrong(f"{field}.arm", f"{criterion.metric} is not about requests, so no arm has one of its own")
+    by = experiment.comparison.by if experiment.comparison is not None else ""
+    if criterion.versus is not None and by == "sessions" and metric.values is None:
+        raise _Wrong(f"{field}.versus", f"{criterion.metric} of one session is no number; compare by blocks")
 
 
 def _one_of(field: str, value: str, known: Mapping[str, object] | Sequence[str], noun: str) -> None:
@@ -195,15 +265,6 @@ def _policy(name: str) -> dict[str, Any]:
     except ProfileError as error:
         raise ExperimentError(f"--policy {_shown(str(error))}") from None
     return whole
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        present = result.get(key)
-        both = isinstance(present, dict) and isinstance(value, dict)
-        result[key] = _merged(cast(dict[str, Any], present), value) if both else value
-    return result
 
 
 def _set(document: dict[str, Any], setting: str) -> None:
@@ -266,9 +327,11 @@ def _explained(prefix: str, text: str, kind: type) -> _Wrong:
         return _Wrong(field or "the file", what.replace("`", ""))
     for part in filter(None, path.split(".")):
         inner = {item.name: item.type for item in msgspec.structs.fields(kind)}.get(part)
-        if not (isinstance(inner, type) and issubclass(inner, msgspec.Struct)):
-            break
-        kind = inner
+        types = [one for one in (inner, *get_args(inner)) if isinstance(one, type)]
+        structs = [one for one in types if issubclass(one, msgspec.Struct)]
+        if len(structs) != 1:
+            return _Wrong(f"{field}.{unknown['field']}", "no such field")
+        kind = structs[0]
     known = [item.name for item in msgspec.structs.fields(kind)]
     near = difflib.get_close_matches(unknown["field"], known, 1)
     hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
