@@ -84,7 +84,8 @@ class FrozenEntry(_Entry, frozen=True, tag="frozen", kw_only=True):
     name: str
 
 
-Entry = ToxicEntry | DisabledEntry | ProxyEntry | ProcessEntry | FrozenEntry
+_OnProxy = ToxicEntry | DisabledEntry | ProxyEntry
+Entry = _OnProxy | ProcessEntry | FrozenEntry
 
 
 class Runner(msgspec.Struct, frozen=True, tag_field="undo", tag="runner"):
@@ -275,26 +276,31 @@ def heal_all(entries: Iterable[Entry]) -> list[HealResult]:
     newest_first = list(entries)[::-1]
     results = [_thaw(entry) for entry in newest_first if isinstance(entry, FrozenEntry)]
     results += _end_processes([entry for entry in newest_first if isinstance(entry, ProcessEntry)])
-    proxies: dict[tuple[str, str], list[ToxicEntry | DisabledEntry | ProxyEntry]] = {}
+    proxies: dict[tuple[str, str], list[_OnProxy]] = {}
     for entry in newest_first:
         if not isinstance(entry, ProcessEntry | FrozenEntry):
             proxies.setdefault((entry.api_url, entry.proxy), []).append(entry)
-    for group in proxies.values():
-        group.sort(key=lambda entry: not isinstance(entry, ProxyEntry))
     if proxies:
         with ThreadPoolExecutor(min(_PROXIES_AT_ONCE, len(proxies)), thread_name_prefix="heal") as pool:
-            for part in pool.map(lambda group: [_heal_on_proxy(entry) for entry in group], proxies.values()):
+            for part in pool.map(_heal_proxy, proxies.values()):
                 results += part
     return results
 
 
-def _heal_on_proxy(entry: ToxicEntry | DisabledEntry | ProxyEntry) -> HealResult:
+def _heal_proxy(entries: list[_OnProxy]) -> list[HealResult]:
+    toxics = [entry.toxic for entry in entries if isinstance(entry, ToxicEntry)]
+    entries.sort(key=lambda entry: not isinstance(entry, ProxyEntry))
+    return [_heal_on_proxy(entry, toxics) for entry in entries]
+
+
+def _heal_on_proxy(entry: _OnProxy, toxics: Sequence[str]) -> HealResult:
+    """toxics: all on this proxy that are being healed. If it has to be replaced, the link is dropped once for all."""
     where = f"proxy {entry.proxy} at {entry.api_url}"
     try:
         api = Toxiproxy(entry.api_url)
         match entry:
             case ToxicEntry():
-                how = api.remove_toxic(entry.proxy, entry.toxic)
+                how = api.remove_toxic(entry.proxy, entry.toxic, toxics)
                 text = f"toxic {entry.toxic} on {where}: {how}"
             case DisabledEntry():
                 api.set_enabled(entry.proxy, True)

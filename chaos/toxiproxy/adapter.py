@@ -1,11 +1,5 @@
-"""The one adapter around toxiproxy-python: deadlines, checked statuses, and every change read back.
+"""The one adapter around toxiproxy-python: deadlines, checked statuses, and every change read back."""
 
-The package treats a 500 as success, has no time-outs, and keeps the server's address on a class that all clients of
-a process share. Each `Toxiproxy` here therefore runs its own private copy of the package's two client modules, whose
-HTTP calls go through a consumer of its own.
-"""
-
-import importlib.util
 import re
 import threading
 import time
@@ -15,9 +9,35 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-import requests
-from toxiproxy.api import APIConsumer
-from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
+
+from chaos.toxiproxy.consumer import client_classes, decode, make_consumer
+from chaos.toxiproxy.errors import (
+    ToxiproxyError,
+    ToxiproxyGone,
+    ToxiproxyMalformed,
+    ToxiproxyRefused,
+    ToxiproxyTimeout,
+    ToxiproxyUnreachable,
+    ToxiproxyUnsafe,
+    ToxiproxyUnverified,
+    explained,
+)
+
+__all__ = [
+    "ProxyState",
+    "Removal",
+    "Toxic",
+    "Toxiproxy",
+    "ToxiproxyError",
+    "ToxiproxyGone",
+    "ToxiproxyMalformed",
+    "ToxiproxyRefused",
+    "ToxiproxyTimeout",
+    "ToxiproxyUnreachable",
+    "ToxiproxyUnsafe",
+    "ToxiproxyUnverified",
+    "check_toxic",
+]
 
 DEADLINE_S = 2.0
 REMOVAL_S = 3.0
@@ -42,42 +62,6 @@ T = TypeVar("T")
 
 Removal = Literal["removed", "missing", "replaced"]
 """How a toxic went: removed, not there any more, or with its whole proxy, which was made again without it."""
-
-
-class ToxiproxyError(Exception):
-    """A control call that did not do its work. The message is one line: call, proxy, what the server said."""
-
-
-class ToxiproxyUnsafe(ToxiproxyError):
-    """Refused before it was sent: it would crash the server, or silently mean something else."""
-
-
-class ToxiproxyGone(ToxiproxyError):
-    """Nothing listens at the API's address: the server has ended, and all its faults with it."""
-
-
-class ToxiproxyUnreachable(ToxiproxyError):
-    """The connection to the API failed in another way than a refusal."""
-
-
-class ToxiproxyTimeout(ToxiproxyError):
-    """No answer within the deadline. The change may or may not have been made."""
-
-
-class ToxiproxyMalformed(ToxiproxyError):
-    """The answer is not what Toxiproxy's API says."""
-
-
-class ToxiproxyUnverified(ToxiproxyError):
-    """The server agreed, but reading back shows another state."""
-
-
-class ToxiproxyRefused(ToxiproxyError):
-    """The server answered with an error `status`."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Toxic(msgspec.Struct, frozen=True):
@@ -123,8 +107,8 @@ class Toxiproxy:
         self._removal_s = removal_s
         self._locks: dict[str, threading.Lock] = {}
         self._slots = threading.BoundedSemaphore(_CALLS_MAX)
-        self._consumer = _consumer(parts.netloc.rpartition(":")[0], port)
-        self._proxy_class, server_class = _client_classes(self._consumer)
+        self._consumer = make_consumer(parts.netloc.rpartition(":")[0], port)
+        self._proxy_class, server_class = client_classes(self._consumer)
         self._server = server_class()
 
     def version(self) -> str:
@@ -211,22 +195,26 @@ class Toxiproxy:
         with self._changes(proxy, call):
             return self._call(call, proxy, add)
 
-    def remove_toxic(self, proxy: str, name: str) -> Removal:
+    def remove_toxic(self, proxy: str, name: str, together: Collection[str] = ()) -> Removal:
         """Remove a toxic and say how. One that is missing already, or whose proxy is, is no error: it is healed.
 
         The server flushes held bytes first, up to 5 s for every connection whose other end has gone, one after the
         other, and answers nothing about the proxy meanwhile. After `removal_s` the proxy is therefore deleted and
-        made again with its other toxics, which takes milliseconds but drops its connections.
+        made again with its other toxics, which takes milliseconds but drops its connections. A `timeout` goes like
+        this at once (see `replace_proxy`). together: toxics that then go as well.
         """
         _check_name("proxy", proxy)
         _check_name("toxic", name)
         call = f"remove toxic {name!r}"
-        seen: list[ProxyState | None] = []
+        seen: list[bytes | None] = []
 
         def remove() -> Removal:
-            seen.append(self._read(proxy))
-            if _toxic_of(seen[0], name) is None:
+            seen.append(self._shown(proxy))
+            found = _toxic_of(_state(seen[0]), name)
+            if seen[0] is None or found is None:
                 return "missing"
+            if found.type == "timeout":
+                return self._replace(seen[0], (name, *together))
             _ignoring_missing(lambda: self._handle(proxy).destroy_toxic(name))
             if _toxic_of(self._read(proxy), name) is not None:
                 raise ToxiproxyUnverified(f"toxic {name!r}: server agreed, yet it is still there")
@@ -239,34 +227,45 @@ class Toxiproxy:
                 before = seen[0] if seen else None
                 if before is None:
                     raise
-                return self._call(call, proxy, lambda: self._replace(before, (name,)))
+                return self._call(call, proxy, lambda: self._replace(before, (name, *together)))
 
     def replace_proxy(self, proxy: str, without: Collection[str]) -> None:
         """Delete a proxy and make it again at the same address, without some of its toxics. A missing one stays so.
 
         The one way to remove a toxic that holds bytes for an end that has gone: an ordinary removal flushes them
-        first, up to 5 s for each chunk, and once begun it cannot be overtaken. Drops the proxy's connections.
+        first, up to 5 s for each chunk, and once begun it cannot be overtaken. Drops the proxy's connections. Also
+        the one way to remove a `timeout`, which ends every connection anyhow: of links whose end has gone meanwhile
+        the server keeps something that makes it crash when the next toxic is added (2.12: index out of range).
         """
         _check_name("proxy", proxy)
         call = f"replace without {', '.join(without)}"
 
         def replace() -> None:
-            before = self._read(proxy)
+            before = self._shown(proxy)
             if before is not None:
                 self._replace(before, without)
 
         with self._changes(proxy, call):
             self._call(call, proxy, replace)
 
-    def _replace(self, before: ProxyState, removed: Collection[str]) -> Removal:
-        kept = [toxic for toxic in before.toxics if toxic.name not in removed]
+    def _replace(self, shown: bytes, removed: Collection[str]) -> Removal:
+        """shown: the proxy as the server has shown it."""
+        before = decode(shown, ProxyState)
+        # As it is shown and not as a Toxic: the embedded server's have a time limit and the names of clients.
+        kept = [toxic for toxic in decode(shown, dict[str, Any]).get("toxics", ()) if toxic["name"] not in removed]
         _ignoring_missing(self._handle(before.name).destroy)
-        self._server.create(upstream=before.upstream, name=before.name, listen=before.listen, enabled=before.enabled)
-        handle = self._handle(before.name)
+        wanted = msgspec.structs.replace(before, toxics=())
+        # Not with the package, which lists all proxies first: that hangs while another one is stuck.
+        self._consumer.post("/proxies", json=msgspec.to_builtins(wanted))
         for toxic in kept:
-            handle.add_toxic(**msgspec.structs.asdict(toxic))
+            left_ms = {"ttl_ms": max(1, toxic["remaining_ms"])} if "remaining_ms" in toxic else {}
+            self._consumer.post(f"/proxies/{before.name}/toxics", json={**toxic, **left_ms})
         after = self._read(before.name)
-        if after is None or after.enabled != before.enabled or {t.name for t in after.toxics} != {t.name for t in kept}:
+        if (
+            after is None
+            or msgspec.structs.replace(after, toxics=()) != wanted
+            or {toxic.name for toxic in after.toxics} != {toxic["name"] for toxic in kept}
+        ):
             raise ToxiproxyUnverified(f"replaced the proxy, yet reads back {_brief(after)}")
         return "replaced"
 
@@ -286,8 +285,12 @@ class Toxiproxy:
         return self._proxy_class(name=name, upstream="", enabled=True, listen="")
 
     def _read(self, name: str) -> ProxyState | None:
+        return _state(self._shown(name))
+
+    def _shown(self, name: str) -> bytes | None:
         try:
-            return decode(self._consumer.get(f"/proxies/{name}").content, ProxyState)
+            content: bytes = self._consumer.get(f"/proxies/{name}").content
+            return content
         except ToxiproxyRefused as refusal:
             if refusal.status == 404:
                 return None
@@ -318,7 +321,7 @@ class Toxiproxy:
         if result:
             return result[0]
         if failure:
-            raise _explained(where, failure[0], limit_s) from failure[0]
+            raise explained(where, failure[0], limit_s) from failure[0]
         raise ToxiproxyTimeout(f"{where}: no answer within {limit_s:g} s")
 
 
@@ -348,118 +351,16 @@ def check_toxic(toxic: Toxic) -> None:
             raise ToxiproxyUnsafe(f"{where}: slicer needs average_size >= 1 and size_variation <= average_size")
 
 
-def _consumer(host: str, port: int) -> Any:
-    """A consumer class of its own: the package keeps host and port on the class."""
-
-    class Consumer(APIConsumer):  # type: ignore[misc]
-        local = threading.local()
-
-        @classmethod
-        def get(cls, url: str, params: Any = None, **options: Any) -> requests.Response:
-            return cls._checked(super().get, url, params=params, **options)
-
-        @classmethod
-        def delete(cls, url: str, **options: Any) -> requests.Response:
-            return cls._checked(super().delete, url, **options)
-
-        @classmethod
-        def post(cls, url: str, data: Any = None, json: Any = None, **options: Any) -> requests.Response:
-            return cls._checked(super().post, url, data=data, json=json, **options)
-
-        @classmethod
-        def _checked(cls, send: Callable[..., requests.Response], url: str, **options: Any) -> requests.Response:
-            left_s = cls.local.ends_s - time.monotonic()
-            # A later step of a call that has been given up must not change anything any more.
-            if left_s <= 0:
-                raise requests.Timeout
-            try:
-                # A control call on loopback has no business with the proxy servers of the environment.
-                answer = send(url, timeout=left_s, allow_redirects=False, proxies={"http": "", "all": ""}, **options)
-            except (ProxyExists, NotFound, InvalidToxic) as error:
-                status = 409 if isinstance(error, ProxyExists) else 404 if isinstance(error, NotFound) else 400
-                raise _refusal(status, error.args[0]) from error
-            if answer.status_code not in (200, 201, 204):
-                raise _refusal(answer.status_code, answer.content)
-            # Before the package looks into it: every answer of the API with a body is a JSON object.
-            if answer.status_code != 204:
-                decode(answer.content, dict[str, Any])
-            return answer
-
-    Consumer.host = host
-    Consumer.port = port
-    return Consumer
-
-
-def _client_classes(consumer: Any) -> tuple[Any, Any]:
-    """The package's Proxy and Toxiproxy, from private copies of their modules that call `consumer`."""
-    classes: list[Any] = []
-    for module_name, class_name in (("toxiproxy.proxy", "Proxy"), ("toxiproxy.server", "Toxiproxy")):
-        spec = importlib.util.find_spec(module_name)
-        assert spec is not None
-        assert spec.loader is not None
-        module: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.APIConsumer = consumer
-        if classes:
-            module.Proxy = classes[0]
-        classes.append(getattr(module, class_name))
-    return classes[0], classes[1]
-
-
-def _refusal(status: int, body: bytes) -> ToxiproxyRefused:
-    try:
-        text = decode(body, dict[str, Any]).get("error", "")
-    except ToxiproxyMalformed:
-        text = body.decode("utf-8", "replace")
-    return ToxiproxyRefused(f"status {status}: {' '.join(str(text).split())[:200] or 'no text'}", status)
-
-
-def _explained(where: str, error: BaseException, limit_s: float) -> BaseException:
-    match error:
-        case ToxiproxyRefused():
-            return ToxiproxyRefused(f"{where}: {error}", error.status)
-        case ToxiproxyError():
-            return type(error)(f"{where}: {error}")
-        case requests.Timeout():
-            return ToxiproxyTimeout(f"{where}: no answer within {limit_s:g} s")
-        case requests.JSONDecodeError() | KeyError() | TypeError() | ValueError():
-            return ToxiproxyMalformed(f"{where}: answer is not Toxiproxy's: {type(error).__name__}: {_line(error)}")
-        case requests.RequestException() | OSError():
-            if _was_refused(error):
-                return ToxiproxyGone(f"{where}: nothing listens there")
-            return ToxiproxyUnreachable(f"{where}: {_line(error)}")
-        case _:
-            return error
-
-
-def _was_refused(error: BaseException | None) -> bool:
-    for _ in range(8):
-        if error is None:
-            return False
-        if isinstance(error, ConnectionRefusedError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def decode(body: bytes, shape: type[T]) -> T:
-    """An answer's body. Raises ToxiproxyMalformed."""
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except msgspec.MsgspecError as error:
-        raise ToxiproxyMalformed(f"unreadable answer: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _ignoring_missing(call: Callable[[], object]) -> None:
     try:
         call()
     except ToxiproxyRefused as refusal:
         if refusal.status != 404:
             raise
+
+
+def _state(shown: bytes | None) -> ProxyState | None:
+    return None if shown is None else decode(shown, ProxyState)
 
 
 def _toxic_of(state: ProxyState | None, name: str) -> Toxic | None:

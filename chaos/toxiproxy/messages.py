@@ -4,8 +4,10 @@ from typing import Literal
 
 import msgspec
 
-from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyRefused, ToxiproxyUnsafe, ToxiproxyUnverified, decode
+from chaos.toxiproxy.adapter import Toxiproxy
+from chaos.toxiproxy.consumer import decode
 from chaos.toxiproxy.embedded.message_choice import check_message_attributes
+from chaos.toxiproxy.errors import ToxiproxyRefused, ToxiproxyUnsafe, ToxiproxyUnverified
 
 
 class MessageToxic(msgspec.Struct, frozen=True):
@@ -42,7 +44,7 @@ class MessageToxiproxy(Toxiproxy):
 
         def add() -> None:
             self._consumer.post(f"/proxies/{proxy}/toxics", json=msgspec.to_builtins(toxic))
-            found = self._shown(proxy, toxic.name)
+            found = self._shown_toxic(proxy, toxic.name)
             if found is None or found.attributes != wanted or found.toxicity != 1.0 or found.ttl_ms != toxic.ttl_ms:
                 raise ToxiproxyUnverified(f"server agreed, yet reads back {found!r}"[:300])
 
@@ -54,12 +56,12 @@ class MessageToxiproxy(Toxiproxy):
         """Messages that a toxic has `seen`, `matched` and `affected`, on all connections; None when it is not there."""
 
         def ask() -> dict[str, int] | None:
-            found = self._shown(proxy, name)
+            found = self._shown_toxic(proxy, name)
             return None if found is None else found.counts
 
         return self._call(f"read toxic {name!r}", proxy, ask)
 
-    def _shown(self, proxy: str, name: str) -> _Shown | None:
+    def _shown_toxic(self, proxy: str, name: str) -> _Shown | None:
         try:
             return decode(self._consumer.get(f"/proxies/{proxy}/toxics/{name}").content, _Shown)
         except ToxiproxyRefused as refusal:

@@ -3,19 +3,24 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from chaos.keeper import Keeper, KeeperError
-from chaos.toxiproxy.adapter import Toxiproxy
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy
 from chaos.undo import RUN_MARK, ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
+from chaos.worlds.proxied import toxics
+from chaos.worlds.world import Cut
 from tests.toxiproxy.real_server import real_server, server_path
+from tests.toxiproxy.stub_server import OneProxy, stub_server
 
 SERVER = [sys.executable, "-c", "import time; print('serving', flush=True); time.sleep(60)"]
 
@@ -191,6 +196,66 @@ def test_the_time_limit_heals_while_the_runner_hangs(tmp_path: Path) -> None:
         assert _eventually(lambda: _toxics(api) == [], 4.0)
         assert not _gone(keeper)
         assert is_alive(runner, psutil.Process(runner).create_time())
+
+
+def test_both_toxics_of_a_black_hole_go_in_one_replacement_and_what_is_healed_is_left_alone(
+    keeper: tuple[Keeper, UndoLog],
+) -> None:
+    _, log = keeper
+    server = OneProxy(
+        [
+            {"name": "hole_up", "type": "timeout", "stream": "upstream", "toxicity": 1.0, "attributes": {"timeout": 0}},
+            {"name": "slow", "type": "latency", "stream": "upstream", "toxicity": 0.5, "attributes": {"latency": 7}},
+            {"name": "hole_down", "type": "timeout", "stream": "downstream", "toxicity": 1.0, "attributes": {}},
+        ]
+    )
+    with stub_server(server.answer, server.bodies) as (url, seen):
+        for name, left_s in (("hole_up", -1), ("slow", 600), ("hole_down", -1)):
+            log.add(ToxicEntry(api_url=url, proxy="w", toxic=name, expires_unix_s=time.time() + left_s))
+        # They stay open, so the keeper looks after them again and again.
+        assert _eventually(lambda: len(seen) >= 8, 8.0)
+        changes = [request for request in seen if not request.startswith("GET ")]
+    assert changes == ["DELETE /proxies/w", "POST /proxies", "POST /proxies/w/toxics"]
+    assert [toxic["name"] for toxic in server.state["toxics"]] == ["slow"]
+
+
+@pytest.mark.live
+@pytest.mark.verify
+def test_black_holes_whose_node_has_left_are_healed_in_mid_run_again_and_again(
+    keeper: tuple[Keeper, UndoLog],
+) -> None:
+    """Were their toxics removed one by one, the server (2.12) would crash at the next toxic."""
+    _, log = keeper
+    with real_server() as api, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        made = api.create_proxy("w", "127.0.0.1:0", f"127.0.0.1:{listener.getsockname()[1]}")
+        slow = api.add_toxic("w", Toxic("slow", "latency", "upstream", {"latency": 7}, 0.5))
+        log.add(ToxicEntry(api_url=api.url, proxy="w", toxic="slow", expires_unix_s=time.time() + 600))
+        servers = []
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", int(made.listen.rpartition(":")[2])), timeout=5) as client:
+                servers.append(listener.accept()[0])
+                client.sendall(b"x")
+                assert servers[-1].recv(1) == b"x"
+                entries = _cut(api, log)
+                client.sendall(b"lost")
+            assert _eventually(lambda: _toxics(api) == ["slow"], 5.0)
+            # Same address, and what another fault has done there is still done.
+            assert api.proxy("w") == msgspec.structs.replace(made, toxics=(slow,))
+            for entry in entries:
+                log.done(entry)
+        for server in servers:
+            server.close()
+
+
+def _cut(api: Toxiproxy, log: UndoLog) -> list[str]:
+    """As a runner does that hangs afterwards; ids of the entries."""
+    entries = []
+    for toxic in toxics(Cut.BLACK_HOLE):
+        entry = ToxicEntry(api_url=api.url, proxy="w", toxic=toxic.name, expires_unix_s=time.time() + 0.5)
+        entries.append(log.add(entry))
+        api.add_toxic("w", toxic)
+    return entries
 
 
 def _toxics(api: Toxiproxy) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,14 +18,37 @@ def body(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+class OneProxy:
+    """Answers as a server does that has the proxy `w`, for calls that delete it and make it again."""
+
+    def __init__(self, toxics: Sequence[Mapping[str, object]], enabled: bool = True) -> None:
+        self.state: dict[str, Any] = {**PROXY, "enabled": enabled, "toxics": list(toxics)}
+        self.bodies: list[bytes] = []
+
+    def answer(self, method: str, path: str) -> Answer:
+        match method, path:
+            case "DELETE", "/proxies/w":
+                self.state.clear()
+                return 204, b""
+            case "POST", "/proxies":
+                self.state.update({**json.loads(self.bodies[-1]), "toxics": []})
+                return 201, body(self.state)
+            case "POST", "/proxies/w/toxics":
+                self.state["toxics"].append(json.loads(self.bodies[-1]))
+                return 200, body(self.state["toxics"][-1])
+        return (200, body(self.state)) if self.state else (404, b'{"error": "proxy not found"}')
+
+
 @contextmanager
-def stub_server(answer: Answerer) -> Iterator[tuple[str, list[str]]]:
-    """The server's URL, and the requests (`METHOD path`) it has had."""
+def stub_server(answer: Answerer, bodies: list[bytes] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """The server's URL, and the requests (`METHOD path`) it has had. bodies: gets what was sent with each of them."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def _handle(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if bodies is not None:
+                bodies.append(sent)
             seen.append(f"{self.command} {self.path}")
             status, content = answer(self.command, self.path)
             try:

@@ -18,7 +18,7 @@ from chaos.toxiproxy.adapter import (
     ToxiproxyUnverified,
     check_toxic,
 )
-from tests.toxiproxy.stub_server import PROXY, Answer, body, stub_server
+from tests.toxiproxy.stub_server import PROXY, Answer, OneProxy, body, stub_server
 
 LATENCY = Toxic("slow", "latency", "upstream", {"latency": 200})
 TIMEOUT_PAGE = b"<html><head><title>Timeout</title></head></html>"
@@ -200,6 +200,39 @@ def test_a_removal_that_blocks_is_finished_by_replacing_the_proxy() -> None:
         assert toxics == [other]
         released.set()
         assert "POST /proxies/w/toxics" in seen
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_black_hole_goes_with_its_proxy_and_the_rest_of_the_proxy_comes_back(enabled: bool) -> None:
+    common = {"toxicity": 1.0, "attributes": {"timeout": 0}, "type": "timeout"}
+    holes = [{**common, "name": stream, "stream": stream} for stream in ("upstream", "downstream")]
+    kept = {
+        **{"name": "kept", "type": "nats_drop", "stream": "upstream", "toxicity": 0.5, "attributes": {}},
+        **{"clients": ["n"], "ttl_ms": 9000, "remaining_ms": 4000, "counts": {"seen": 1}},
+    }
+    server = OneProxy([*holes, kept], enabled)
+    with stub_server(server.answer, server.bodies) as (url, seen):
+        api = Toxiproxy(url)
+        assert api.remove_toxic("w", "upstream", ["upstream", "downstream"]) == "replaced"
+        # The time that is left to it, not the time that it was given once.
+        assert server.state == {**PROXY, "enabled": enabled, "toxics": [{**kept, "ttl_ms": 4000}]}
+        changes = [request for request in seen if not request.startswith("GET ")]
+        assert changes == ["DELETE /proxies/w", "POST /proxies", "POST /proxies/w/toxics"]
+        assert api.remove_toxic("w", "downstream", ["upstream", "downstream"]) == "missing"
+        assert len([request for request in seen if not request.startswith("GET ")]) == len(changes)
+
+
+def test_a_proxy_that_comes_back_elsewhere_is_not_called_replaced() -> None:
+    hole = {"name": "t", "type": "timeout", "stream": "upstream", "toxicity": 1.0, "attributes": {"timeout": 0}}
+    state = {**PROXY, "toxics": [hole]}
+
+    def answer(method: str, path: str) -> Answer:
+        if method == "POST":
+            state.update(listen="127.0.0.1:99", toxics=[])
+        return (204, b"") if method == "DELETE" else (200, body(state))
+
+    with stub_server(answer) as (url, _), pytest.raises(ToxiproxyUnverified, match="replaced"):
+        Toxiproxy(url).remove_toxic("w", "t")
 
 
 def test_two_servers_in_one_process_are_kept_apart() -> None:
