@@ -67,7 +67,7 @@ def measure_arm(history: History, metric: Metric, arm: str, phase: str | None, c
     """A metric over the requests of an arm. What is divided by time is averaged over its blocks. Raises CannotJudge."""
     if not metric.per_time or not arm_blocks(history, arm):
         return metric.measure(_with_earlier_turns(history, of_arm(history, arm)), phase, confidence)
-    values = np.concatenate([*_groups(history, metric, arm, phase, confidence).values(), np.empty(0)])
+    values = np.concatenate([*values_by_number(history, metric, arm, phase, confidence).values(), np.empty(0)])
     if not len(values):
         return Measurement(None, None, None, None, 0, "mean")
     lower, upper = mean_interval(values, 2 * confidence - 1) or (None, None)
@@ -81,7 +81,7 @@ def compare_arms(
 
     See analysis.comparison.compare for when it is None. Raises CannotJudge.
     """
-    above, below = (_groups(history, metric, name, phase, confidence) for name in (arm, versus))
+    above, below = (values_by_number(history, metric, name, phase, confidence) for name in (arm, versus))
     pairs = sorted(above.keys() & below.keys())
     statistic = mean if metric.values is None else Percentile(metric.share)
     treatment, control = ([side[number] for number in pairs] for side in (above, below))
@@ -128,7 +128,9 @@ def _numbers(history: History, arm: str) -> set[int]:
     return set(history.schedule.loc[history.schedule["arm"] == arm, "block"])
 
 
-def _groups(history: History, metric: Metric, arm: str, phase: str | None, confidence: float) -> dict[int, Values]:
+def values_by_number(
+    history: History, metric: Metric, arm: str, phase: str | None, confidence: float
+) -> dict[int, Values]:
     """What the metric is made of, by number of block or session: its values, or of a block what it measures."""
     alone = of_arm(history, arm)
     blocks = arm_blocks(history, arm)

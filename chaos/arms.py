@@ -52,14 +52,23 @@ class Blocks:
             begun_s, left_s = world.now(), block.start_s - world.now()
             told: dict[str, object] = {"action": action, "arm": block.arm, "block": block.number, "done": False}
             try:
-                engine, model = world.engine(arm.worker), self._experiment.cluster.model
                 if left_s > 0:
-                    act = engine.evict if action == "evict" else engine.prewarm
-                    told["done"] = await act(model, left_s)
+                    told["done"] = await self._act(arm.worker, action, left_s)
             except HandleError as error:
                 told["because"] = str(error)
             told["took_s"] = round(world.now() - begun_s, 4)
             self._record(world.now(), "worker_action", arm.worker, json.dumps(told))
+
+    async def _act(self, worker: str, action: str, limit_s: float) -> bool:
+        world, model = self._world, self._experiment.cluster.model
+        match action:
+            case "evict":
+                return await world.engine(worker).evict(model, limit_s)
+            case "prewarm":
+                return await world.engine(worker).prewarm(model, limit_s)
+        end_s = world.now() + limit_s
+        await world.process(worker).restart()
+        return world.now() < end_s
 
     def _record(self, at_s: float, kind: str, subject: str, detail: str) -> None:
         """at_s: seconds since the load began. The plan says what belongs to whom, and not when we came to it."""

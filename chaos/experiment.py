@@ -150,6 +150,10 @@ class Experiment(_Section, frozen=True):
         over = [arm.policy for arm in self.arms.values() if arm.worker == node and arm.policy]
         return overlaid(self.policy, over[0]) if over else self.policy
 
+    def prewarmed_names(self) -> list[str]:
+        """Workers that load their model before anybody asks for it."""
+        return [name for name in self.worker_names() if self.policy_of(name).worker.prewarm]
+
     def target_names(self) -> list[str]:
         """Whatever a fault may name: every node, and the broker."""
         return [*self.node_names(), BROKER]

@@ -34,14 +34,14 @@ class ArmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     worker: whose requests these are: empty where routing decides, a worker's name, or `away`, for any other worker than
     the one that the session's earlier turn was sent to. prefix: `fresh` puts content never used before in place of the
     session's earlier turn, of the same length. policy: laid over the experiment's, for the arm's own worker, which it
-    must name. before: what its worker does before each block: `evict` its model, `prewarm` it. closed: its blocks keep
-    so many requests in flight.
+    must name. before: what becomes of its worker before each block: `restart` its process, `evict` its model, `prewarm`
+    it. closed: its blocks keep so many requests in flight.
     """
 
     worker: str = ""
     prefix: Literal["kept", "fresh"] = "kept"
     policy: dict[str, Any] = {}
-    before: tuple[Literal["evict", "prewarm"], ...] = ()
+    before: tuple[Literal["restart", "evict", "prewarm"], ...] = ()
     closed: Positive | None = None
 
 

@@ -383,7 +383,8 @@ class LiveWorld:
         return actor
 
     async def _await_ready(self, limit_s: float) -> None:
-        wanted = self._experiment.cluster.workers
+        """Every worker is known to every controller, and those that load their model beforehand have it."""
+        wanted, warmed = self._experiment.cluster.workers, len(self._experiment.prewarmed_names())
         while True:
             looks = await self._looks()
             for node, look in looks.items():
@@ -395,12 +396,14 @@ class LiveWorld:
                     raise InfrastructureError(f"{node}: {look.failure}")
             told = [looks[name].warm if name in looks else {} for name in self._controllers]
             warm = min(known.get(self._experiment.cluster.model, 0) for known in told)
-            if warm >= wanted:
+            ready = min(len(looks[name].workers) if name in looks else 0 for name in self._controllers)
+            if warm >= warmed and ready >= wanted:
                 return
             if time.monotonic() > limit_s:
                 start_limit_s = self._experiment.cluster.start_limit_s
                 raise InfrastructureError(
-                    f"{warm} of {wanted} workers were ready within cluster.start_limit_s = {start_limit_s:g} s"
+                    f"{min(warm, ready) if warmed else ready} of {wanted} workers were ready within "
+                    f"cluster.start_limit_s = {start_limit_s:g} s"
                 )
             await asyncio.sleep(0.1)
 

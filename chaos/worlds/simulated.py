@@ -288,7 +288,7 @@ class SimulatedWorld:
         """See World."""
         self._cluster.start()
         limit_s = self._kernel.now + self._experiment.cluster.start_limit_s
-        while self._ready() < self._experiment.cluster.workers:
+        while not self._ready():
             if self._kernel.now > limit_s:
                 raise InfrastructureError("the simulated workers did not become ready")
             await self.sleep(0.1)
@@ -442,5 +442,10 @@ class SimulatedWorld:
             load.finished and not nodes[client].node.gauges().open_requests for client, load in self._loads.items()
         )
 
-    def _ready(self) -> int:
-        return min(controller.warm_workers(self._cluster.model) for controller in self._cluster.controllers)
+    def _ready(self) -> bool:
+        """Whether every controller knows every worker, and has those warm that load their model beforehand."""
+        wanted, warmed = self._experiment.cluster.workers, len(self._experiment.prewarmed_names())
+        return all(
+            len(controller.workers()) >= wanted and controller.warm_workers(self._cluster.model) >= warmed
+            for controller in self._cluster.controllers
+        )

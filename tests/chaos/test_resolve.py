@@ -254,3 +254,43 @@ def test_the_command_says_the_line_on_stderr_starts_nothing_and_ends_with_two(
 def test_the_resolved_experiment_is_an_experiment_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["network_partition", "--dry-run", "--set", "cluster.workers=4"]) == 0
     assert load(written(tmp_path, capsys.readouterr().out)) == load(GOOD, ["cluster.workers=4"])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "expected"),
+    [
+        ("sticky_sessions", "arms.moved.worker=worker-7", "arms.moved.worker: no worker named 'worker-7'"),
+        ("sticky_sessions", "cluster.workers=1", "arms.moved.worker: there is no other worker"),
+        ("sticky_sessions", "arms.moved.before=[evict]", "arms.moved.before: before has a meaning only with"),
+        ("sticky_sessions", "arms.moved.closed=3", "arms.moved.closed: closed has a meaning only with"),
+        ("sticky_sessions", "arms.sticky.prefix=some", "arms.sticky.prefix: "),
+        ("sticky_sessions", "arms.sticky.wroker=a", "did you mean worker"),
+        ("sticky_sessions", "comparison=null", "comparison: arms are compared in a phase"),
+        ("sticky_sessions", "comparison.phase=later", "comparison.phase: no phase named 'later'"),
+        ("sticky_sessions", "comparison.prefix_tokens=[9, 3]", "comparison.prefix_tokens: expected [least, most]"),
+        ("sticky_sessions", "expectations.hit_rate.arm=nobody", "expectations.hit_rate.arm: no arm named 'nobody'"),
+        ("sticky_sessions", "expectations.success.versus=moved", "expectations.success.versus: expected another arm"),
+        ("sticky_sessions", "expectations.hit_rate.versus=moved", "compare by blocks"),
+        ("sticky_sessions", "expectations.hit_rate.metric=breaker_trips", "is not about requests"),
+        ("continuous_batching", "arms.limit_1.worker=away", "arms.limit_1.worker: worker: away has a meaning only"),
+        ("continuous_batching", "arms.limit_1.worker=worker-1", "arms.limit_1.policy: a policy needs a named worker"),
+        ("continuous_batching", "arms.limit_1.policy.worker.batch_max=0", "arms.limit_1.policy.worker.batch_max: "),
+        (
+            "continuous_batching",
+            "arms.limit_1.policy.worker.batch=1",
+            "arms.limit_1.policy.worker.batch: no such field",
+        ),
+        ("continuous_batching", "comparison.settle_s=9", "comparison.settle_s: nothing of a block"),
+        ("pre_warming", "arms.cold.worker=''", "arms.cold.before: expected an arm that names its worker"),
+        ("network_partition", "arms={a: {}, b: {}}", "comparison: arms are compared in a phase"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused_by_its_field(name: str, setting: str, expected: str) -> None:
+    assert expected in complaint(find(name), setting)
+
+
+def test_an_arms_policy_is_that_of_its_own_worker_alone() -> None:
+    experiment = load(find("continuous_batching"))
+    assert [experiment.policy_of(name).worker.batch_max for name in experiment.worker_names()] == [1, 2, 4, 8, 16]
+    assert experiment.policy_of("controller") == experiment.policy
+    assert experiment.policy_of("worker-0").routing.outstanding_max == experiment.policy.routing.outstanding_max
