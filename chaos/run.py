@@ -8,7 +8,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from chaos.faults import describe, kinds
 from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
+from chaos.publishing import PublishedProgress
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.model is not None:
         settings.append(f"cluster.model={options.model}")
     try:
-        experiment = load(find(options.experiment), settings, options.policy)
+        experiment = load(find(options.experiment), settings, options.policy, options.profile)
         if options.dry_run:
             print(yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False), end="")
             return 0
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(experiment: Experiment, world: str, seed: int, out: Path, address: str | None = None) -> int:
     """Run an experiment in a world and leave its results below `out`; returns the exit code."""
     results = ResultsDirectory(out, experiment, world, seed)
-    with Progress() as progress:
+    with Progress() as shown, closing(PublishedProgress(shown, results.path)) as progress:
         progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
         try:
             ended_by = _execute(experiment, world, seed, results, progress, address)
@@ -107,7 +108,12 @@ def prepare_ray(address: str | None) -> None:
 
 
 def _execute(
-    experiment: Experiment, kind: str, seed: int, results: ResultsDirectory, progress: Progress, address: str | None
+    experiment: Experiment,
+    kind: str,
+    seed: int,
+    results: ResultsDirectory,
+    progress: PublishedProgress,
+    address: str | None,
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
@@ -141,7 +147,7 @@ class _Session:
         world: RunnableWorld,
         director: Director,
         results: ResultsDirectory,
-        progress: Progress,
+        progress: PublishedProgress,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells."""
@@ -261,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--world", choices=WORLDS, default="live")
     parser.add_argument("--address", help="a running Ray cluster to join, instead of starting one here")
     parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")
+    parser.add_argument("--profile", help="one of the experiment's own profiles, such as prd")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--seed", type=_seed, default=1, help="seed of load and simulation (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")

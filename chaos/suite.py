@@ -1,69 +1,53 @@
 """`python -m chaos.suite catalogue`: every experiment of the catalogue under one policy or several, and one table.
+`python -m chaos.suite prd`: what was promised of the cluster against what is measured, for one model or several.
 
 It can be stopped and started again: what has a verdict in its folder is not run again.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import yaml
 
-from analysis.history import UnreadableError
-from analysis.judge import read_verdict
 from chaos.experiment import catalogue
+from chaos.playing import INTERRUPTED, Line, Play, play, profile_of, replace_files
+from chaos.promises import PROMISES, report
 from chaos.robustness import CLASSES
 from cluster.profiles import ProfileError, load_policy
 
 EXIT_USAGE = 2
-SUITES = ("catalogue",)
+SUITES = ("catalogue", "prd")
 _REASON_MAX = 200
-_OTHER = {2: "usage", 5: "infrastructure", 130: "interrupted"}
-
-
-class Line(msgspec.Struct, frozen=True):
-    """One experiment under one policy. verdict: of the run, or why there is none. results: its folder."""
-
-    experiment: str
-    policy: str
-    world: str
-    seed: int
-    verdict: str
-    reason: str
-    robustness: tuple[int, ...]
-    results: str
+_OUT = Path("results/suite")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and print the table. Exit code 0 when everything has a verdict, whichever; 5 otherwise."""
     options = _parser().parse_args(arguments)
-    known = catalogue()
+    known = list(catalogue()) if options.suite == "catalogue" else list(dict.fromkeys(p.experiment for p in PROMISES))
     unknown = [name for name in options.only if name not in known]
     if unknown:
-        return _complain(f"--only {', '.join(unknown)}: no such experiment; the catalogue has {', '.join(known)}")
+        return _complain(f"--only {', '.join(unknown)}: no such experiment; the suite has {', '.join(known)}")
     for policy in options.policy:
         try:
             load_policy(policy)
         except ProfileError as error:
             return _complain(f"--policy {error}")
-    chosen = [name for name in known if not options.only or name in options.only]
-    options.out.mkdir(parents=True, exist_ok=True)
-    lines: list[Line] = []
-    for name in chosen:
-        for policy in options.policy:
-            line = _played(name, policy, options)
-            lines.append(line)
-            print(f"{name} under {policy}: {line.verdict}: {line.reason}", flush=True)
-            if line.verdict == _OTHER[130]:
-                return 130
-            _write(options.out, lines)
-    print()
-    print(table(lines), end="")
-    return 0 if all(line.verdict not in _OTHER.values() for line in lines) else 5
+    out: Path = options.out if options.out is not None else _OUT / options.suite
+    out.mkdir(parents=True, exist_ok=True)
+    lines: list[tuple[Play, Line]] = []
+    for what in _plays([name for name in known if not options.only or name in options.only], options):
+        line = play(what, out)
+        lines.append((what, line))
+        with_label = f" with {what.label}" if what.label else ""
+        print(f"{what.experiment} under {what.policy}{with_label}: {line.verdict}: {line.reason}", flush=True)
+        if line.verdict == INTERRUPTED:
+            return 130
+        told = _write(options.suite, out, lines)
+    print(f"\n{told}", end="")
+    return 0 if all(line.has_verdict for _, line in lines) else 5
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -81,61 +65,24 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _played(name: str, policy: str, options: argparse.Namespace) -> Line:
-    """The line of an experiment, which is run unless it has its verdict."""
-    folder = options.out / f"{name}.{Path(policy).stem}.{options.world}.{options.seed}"
-    found = _line(name, policy, options, folder, 0)
-    if found is not None:
-        return found
-    command = [sys.executable, "-m", "chaos.run", name, "--policy", policy, "--world", options.world]
-    command += ["--seed", str(options.seed), "--out", str(folder)]
-    for setting in options.set:
-        command += ["--set", setting]
-    print(f"{name} under {policy}: running", flush=True)
-    try:
-        ended = subprocess.run(command, check=False)
-    except KeyboardInterrupt:
-        # It was told as well, and has healed.
-        return _missing(name, policy, options, folder, 130)
-    return _line(name, policy, options, folder, ended.returncode) or _missing(
-        name, policy, options, folder, ended.returncode
-    )
+def _plays(names: Sequence[str], options: argparse.Namespace) -> Iterator[Play]:
+    """In the order in which they are run: all of one experiment together, whose conditions are then most alike."""
+    for name in names:
+        for policy in options.policy:
+            for model in options.model:
+                settings = (*options.set, f"cluster.model={model}") if model else tuple(options.set)
+                profile = profile_of(name, model)
+                yield Play(name, policy, options.world, options.seed, settings, profile, Path(model).name)
 
 
-def _line(name: str, policy: str, options: argparse.Namespace, folder: Path, code: int) -> Line | None:
-    """From the run's verdict, None when there is none, or when it was interrupted."""
-    if code in _OTHER:
-        return None
-    try:
-        verdict = read_verdict(folder / "latest")
-    except UnreadableError:
-        return None
-    if not verdict.complete and code == 0:
-        return None
-    reason = verdict.reasons[0] if verdict.reasons else ""
-    where = str((folder / "latest").resolve().relative_to(options.out.resolve()))
-    return Line(name, policy, options.world, options.seed, verdict.verdict.value, reason, _robustness(name), where)
-
-
-def _missing(name: str, policy: str, options: argparse.Namespace, folder: Path, code: int) -> Line:
-    what = _OTHER.get(code, f"exit code {code}")
-    reason = "no verdict; see the output above"
-    return Line(name, policy, options.world, options.seed, what, reason, _robustness(name), folder.name)
-
-
-def _robustness(name: str) -> tuple[int, ...]:
-    return tuple(yaml.safe_load(catalogue()[name].read_text()).get("robustness", ()))
-
-
-def _write(out: Path, lines: Sequence[Line]) -> None:
-    for name, data in (("suite.json", _json(lines)), ("suite.md", table(lines).encode())):
-        part = out / f".{name}.part"
-        part.write_bytes(data)
-        os.replace(part, out / name)
-
-
-def _json(lines: Sequence[Line]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(list(lines)), indent=1)
+def _write(suite: str, out: Path, lines: Sequence[tuple[Play, Line]]) -> str:
+    """Write the suite's files as far as it has come; what is to be printed at its end."""
+    if suite == "prd":
+        return report(out, lines)
+    found = [line for _, line in lines]
+    whole = msgspec.json.format(msgspec.json.encode(found), indent=1)
+    replace_files(out, (("suite.json", whole), ("suite.md", table(found).encode())))
+    return table(found)
 
 
 def _cell(text: str) -> str:
@@ -148,19 +95,22 @@ def _complain(text: str) -> int:
     return EXIT_USAGE
 
 
-def _policies(text: str) -> list[str]:
+def _listed(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m chaos.suite", description=__doc__)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--policy", type=_policies, default=["default"], help="profiles or files, with commas between")
+    parser.add_argument("--policy", type=_listed, default=["default"], help="profiles or files, with commas between")
+    parser.add_argument(
+        "--model", type=_listed, default=[""], help="models, with commas between; default: each its own"
+    )
     parser.add_argument("--world", choices=("live", "simulated"), default="live")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these experiments")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field in all")
-    parser.add_argument("--out", type=Path, default=Path("results/suite"), help="default %(default)s")
+    parser.add_argument("--out", type=Path, help=f"default {_OUT}/SUITE")
     return parser
 
 

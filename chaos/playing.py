@@ -1,0 +1,110 @@
+"""Runs of a suite: each experiment is played in a process of its own, and not again where it has its verdict."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from analysis.history import UnreadableError
+from analysis.judge import read_verdict
+from chaos.experiment import catalogue
+
+INTERRUPTED = "interrupted"
+NO_VERDICT = {2: "usage", 5: "infrastructure", 130: INTERRUPTED}
+"""What there is instead of a verdict, by exit code of the run."""
+
+
+class Play(msgspec.Struct, frozen=True):
+    """What is to be run. settings, profile: as for chaos.run. label: tells its folder from others."""
+
+    experiment: str
+    policy: str
+    world: str
+    seed: int
+    settings: tuple[str, ...] = ()
+    profile: str = ""
+    label: str = ""
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A play and what came of it. verdict: of the run, or why there is none. results: its folder, below the suite's."""
+
+    experiment: str
+    policy: str
+    world: str
+    seed: int
+    verdict: str
+    reason: str
+    robustness: tuple[int, ...]
+    results: str
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether the run came to one."""
+        return self.verdict not in NO_VERDICT.values()
+
+
+def play(what: Play, out: Path) -> Line:
+    """Run it below `out`, unless it has its verdict there."""
+    parts = (what.experiment, Path(what.policy).stem, *filter(None, (what.label,)), what.world, str(what.seed))
+    folder = out / ".".join(parts)
+    found = _line(what, out, folder, 0)
+    if found is not None:
+        return found
+    command = [sys.executable, "-m", "chaos.run", what.experiment, "--policy", what.policy, "--world", what.world]
+    command += ["--seed", str(what.seed), "--out", str(folder)]
+    if what.profile:
+        command += ["--profile", what.profile]
+    for setting in what.settings:
+        command += ["--set", setting]
+    print(f"{what.experiment} under {what.policy}{what.label and f' with {what.label}'}: running", flush=True)
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        # It was told as well, and has healed.
+        code = 130
+    return _line(what, out, folder, code) or _missing(what, folder, code)
+
+
+def profile_of(experiment: str, model: str) -> str:
+    """The experiment's own profile for a model, empty when it has none: then its limits hold for that model too."""
+    profiles: dict[str, dict[str, dict[str, object]]] = (
+        yaml.safe_load(catalogue()[experiment].read_text()).get("profiles") or {}
+    )
+    return next((name for name, over in profiles.items() if (over.get("cluster") or {}).get("model") == model), "")
+
+
+def replace_files(out: Path, files: Sequence[tuple[str, bytes]]) -> None:
+    """Write each file whole or leave the old one."""
+    for name, data in files:
+        part = out / f".{name}.part"
+        part.write_bytes(data)
+        os.replace(part, out / name)
+
+
+def _line(what: Play, out: Path, folder: Path, code: int) -> Line | None:
+    """From the run's verdict, None when there is none, or when it was interrupted."""
+    if code in NO_VERDICT:
+        return None
+    try:
+        verdict = read_verdict(folder / "latest")
+    except UnreadableError:
+        return None
+    if not verdict.complete and code == 0:
+        return None
+    reason = verdict.reasons[0] if verdict.reasons else ""
+    where = str((folder / "latest").resolve().relative_to(out.resolve()))
+    return _made(what, verdict.verdict.value, reason, where)
+
+
+def _missing(what: Play, folder: Path, code: int) -> Line:
+    return _made(what, NO_VERDICT.get(code, f"exit code {code}"), "no verdict; see the output above", folder.name)
+
+
+def _made(what: Play, verdict: str, reason: str, results: str) -> Line:
+    classes = tuple(yaml.safe_load(catalogue()[what.experiment].read_text()).get("robustness", ()))
+    return Line(what.experiment, what.policy, what.world, what.seed, verdict, reason, classes, results)
