@@ -108,7 +108,7 @@ def settle_trace(spec: WorkloadSpec, folder: Path) -> WorkloadSpec:
     if not 1e-6 <= per_s <= PER_S_MAX:
         raise TraceError(f"{trace.name}: at speed {spec.trace.speed:g} it makes {per_s:g} requests/s")
     try:
-        return replace(spec, trace=found, rate=f"{per_s:.6f}/s")
+        return replace(spec, trace=found, rate=f"{per_s:.9f}".rstrip("0").rstrip(".") + "/s")
     except ValueError as error:
         raise TraceError(f"{trace.name}: speed {spec.trace.speed:g} does not fit: {error}") from None
 
