@@ -15,9 +15,11 @@ from analysis.facts import CannotJudge, due, offered
 from analysis.history import History
 from analysis.measurement import Measurement, Metric
 from analysis.statistics import Values, mean_interval
+from analysis.time_shares import PARTS, mean_request, request_times
 from analysis.verdict import CriterionResult, Outcome
 
 NAME = "comparison (self-check)"
+_PART_SHARE_MIN = 0.05
 _BLOCK = "block"
 """The phase that a block is in a history of that block alone."""
 
@@ -97,6 +99,8 @@ def measure_ratio(
         pairs = len(_numbers(history, arm) & _numbers(history, versus))
         return Measurement(None, None, None, None, pairs, "ratio")
     note = f"a difference below {100 * found.detectable:.3g} % cannot be told from none here"
+    if metric.values is not None:
+        note += "".join(f"; {said}" for said in (_where_time_goes(history, name) for name in (arm, versus)) if said)
     return Measurement(found.ratio, found.interval, found.lower, found.upper, found.blocks[0], "ratio", note)
 
 
@@ -122,6 +126,20 @@ def check(history: History) -> CriterionResult:
         text = f"{found} closed blocks had no request left to ask before their time was over"
     verdict = Outcome.INVALID if found else Outcome.PASS
     return CriterionResult(NAME, verdict, float(found), "<= 0", "blocks", len(spans), None, text)
+
+
+def _where_time_goes(history: History, arm: str) -> str:
+    """What the mean answer of an arm is made of, so that a ratio says which part it is about; empty without answers."""
+    lines = request_times(of_arm(history, arm))
+    if lines.empty:
+        return ""
+    shares = mean_request(lines, arm=arm)
+    told = [
+        f"{1000 * part_s:.3g} ms {PARTS[part]}"
+        for part, part_s in sorted(shares.parts.items(), key=lambda item: -item[1])
+        if part_s >= _PART_SHARE_MIN * shares.mean_s
+    ]
+    return f"the mean answer of {arm} takes {1000 * shares.mean_s:.3g} ms: {', '.join(told)}"
 
 
 def _numbers(history: History, arm: str) -> set[int]:

@@ -30,6 +30,16 @@ def test_a_ratio_within_its_limit_is_shown() -> None:
     assert "latency p50 of new / that of old" in seen.explanation
 
 
+def test_a_ratio_of_latencies_says_what_the_answers_are_made_of() -> None:
+    run = by_blocks({"new": blocks(0.1), "old": blocks(0.2)})
+    note = measure(history(run), "latency_p50_s", "measure", 0.95, arm="new", versus="old").note
+    assert "the mean answer of new takes" in note
+    assert "the mean answer of old takes" in note
+    assert (
+        "mean answer" not in measure(history(run), "throughput_tokens_per_s", None, 0.95, arm="new", versus="old").note
+    )
+
+
 def test_a_ratio_beyond_its_limit_fails() -> None:
     seen = evaluate(history(by_blocks({"new": blocks(0.18), "old": blocks(0.2)})), "r", ratio(at_most=0.6))
     assert seen.verdict is Outcome.FAIL, seen.explanation

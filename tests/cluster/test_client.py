@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 
 from analysis.schema import EventRow, RequestRow
 from cluster.client import ClientNode
@@ -334,6 +335,17 @@ def test_a_request_is_held_back_until_a_controller_answers_and_its_delay_is_not_
     assert (row.intended_s, row.sent_s, row.first_token_s, row.outcome) == (0.0, 1.5, 2.0, "completed")
 
 
+def test_a_wish_for_a_worker_is_handed_on_with_every_submission() -> None:
+    node = connected()
+    wishful = structs.replace(ask("r1", 0.0), worker="w1")
+    (first,) = sent(node.handle(wishful, 0.0))
+    assert isinstance(first, Submit)
+    node.handle(Received(Accepted("r1", 1)), 0.1)
+    (again,) = sent(node.handle(Received(Pong("controller", 2, 500.0)), 0.2))
+    assert isinstance(again, Submit)
+    assert (first.worker, again.worker, again.submission) == ("w1", "w1", 2)
+
+
 def test_a_gap_is_not_delivered_but_asked_for_again_from_where_it_began() -> None:
     node = connected()
     node.handle(ask("r1", 0.0), 0.0)
@@ -367,6 +379,30 @@ def test_silence_before_and_after_the_acceptance_ends_in_a_resubmission_at_the_n
     assert sent(node.handle(Received(Pong("controller", 1, 101.4)), 1.4)) == [], "accepted: it has more patience"
     node.handle(Wake(), 2.2)
     assert len(sent(node.handle(Received(Pong("controller", 1, 102.3)), 2.3))) == 1
+
+
+def test_a_request_that_waits_in_line_is_not_submitted_again_while_the_controller_says_that_it_has_it() -> None:
+    node = connected()
+    node.handle(ask("r1", 0.0, timeout_s=60.0), 0.0)
+    patience_s = POLICY.client.silence_s
+    for step in range(1, 9):
+        now = step * patience_s * 0.9
+        node.handle(Received(Pong("controller", 1, 100.0 + now)), now - 0.1)
+        node.handle(Received(Accepted("r1", 1)), now)
+        node.handle(Wake(), now)
+        assert sent(node.handle(Received(Pong("controller", 1, 100.0 + now)), now)) == []
+    node.handle(Wake(), now + patience_s)
+    (again,) = sent(node.handle(Received(Pong("controller", 1, 100.0 + now + patience_s)), now + patience_s + 0.01))
+    assert isinstance(again, Submit), "silence is silence all the same"
+
+
+def test_an_acceptance_that_comes_late_is_one() -> None:
+    node = connected()
+    node.handle(ask("r1", 0.0, timeout_s=60.0), 0.0)
+    late_s = POLICY.client.accept_s + 0.01
+    node.handle(Wake(), late_s)
+    node.handle(Received(Accepted("r1", 1)), late_s + 0.01)
+    assert sent(node.handle(Received(Pong("controller", 1, 101.0)), late_s + 0.02)) == []
 
 
 def test_a_new_incarnation_gets_every_open_request_at_its_first_pong_and_in_its_own_clock() -> None:

@@ -15,7 +15,7 @@ from cluster.live.broker import Broker
 from cluster.live.host import NodeHost, NodeSpec, with_memory
 from cluster.node import MemoryLimit, Received
 from cluster.policy import LinkPolicy, MemoryPolicy, Policy
-from cluster.protocol import Drain
+from cluster.protocol import Drain, Evict, Prewarm
 from cluster.worker.prewarm import ModelOffer
 
 POLICY = Policy(link=LinkPolicy(ping_s=0.2, reconnect_s=0.05, connect_s=0.5, reconnects_max=2))
@@ -67,6 +67,22 @@ def test_a_drain_is_over_when_nothing_is_open(requests: int, limit_s: float, emp
     host._shell = shell  # type: ignore[assignment]
     assert asyncio.run(host.drain(limit_s)) is emptied
     assert shell.fed == [Received(Drain())]
+
+
+@pytest.mark.parametrize(("wanted", "state"), [("evict", "cold"), ("prewarm", "warm")])
+def test_a_model_is_gone_or_warm_when_the_worker_says_so_and_not_before(wanted: str, state: str) -> None:
+    async def stand(states: list[str], limit_s: float) -> tuple[bool, list[Any]]:
+        host, shell = NodeHost(spec("worker")), Shell(0)
+        host._make_node()
+        host._shell = shell  # type: ignore[assignment]
+        told = iter([*states, *states[-1:] * 1000])
+        host.worker.models = lambda: {"m": next(told)}  # type: ignore[method-assign]
+        return await getattr(host, wanted)("m", limit_s), shell.fed
+
+    done, fed = asyncio.run(stand(["loading", "loading", state], 5.0))
+    assert done
+    assert fed == [Received(Evict("m") if wanted == "evict" else Prewarm("m"))]
+    assert asyncio.run(stand(["loading"], 0.05))[0] is False
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400.0, 0.0, 3_600.0])
