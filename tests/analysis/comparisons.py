@@ -16,7 +16,7 @@ ARMS: dict[str, Any] = {"new": {"worker": "worker-0"}, "old": {"worker": "worker
 def by_blocks(
     latencies: dict[str, Sequence[Sequence[float]]], *, spacing_s: float = 0.5, tokens: int = 10, settle_s: float = 0.0
 ) -> Run:
-    """A run whose blocks, in turn, ask a request every `spacing_s`, with these latencies in seconds by arm and block."""
+    """A run whose blocks, in turn, ask a request every `spacing_s`, with these latencies by arm and block."""
     run = _run({"phase": "measure", "by": "blocks", "block_s": BLOCK_S, "pause_s": PAUSE_S})
     start_s = START_S
     for number in range(max(map(len, latencies.values()))):
