@@ -49,12 +49,14 @@ def measure(
 
 
 def _percentile(values: pd.Series, share: float, confidence: float) -> Measurement:
+    """The values come in the order in which the requests were to be sent, so that the bounds know what clusters."""
     known = values.dropna().to_numpy(dtype=float)
+    lower, upper = statistics.series_percentile_bounds(known, share, confidence)
     return Measurement(
         value=statistics.percentile(known, share),
-        interval=statistics.percentile_interval(known, share, confidence),
-        lower=statistics.percentile_lower(known, share, confidence),
-        upper=statistics.percentile_upper(known, share, confidence),
+        interval=statistics.series_percentile_interval(known, share, confidence),
+        lower=lower,
+        upper=upper,
         samples=len(known),
         estimator="percentile",
     )

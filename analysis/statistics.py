@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 
 Values = npt.NDArray[np.float64]
 BATCHES = 20
+_RANKS_MAX = 4000
 
 
 def proportion_lower(hits: int, samples: int, confidence: float) -> float:
@@ -95,6 +96,76 @@ def percentile_interval(
     each = (1 + confidence) / 2
     lower, upper = percentile_lower(values, share, each), percentile_upper(values, share, each)
     return None if lower is None or upper is None else (lower, upper)
+
+
+def series_percentile_bounds(
+    series: Sequence[float] | Values, share: float, confidence: float
+) -> tuple[float | None, float | None]:
+    """One-sided lower and upper bound of a percentile of values in order of time, which may depend on each other.
+
+    Like `percentile_lower` and `percentile_upper`, which it agrees with where nothing is correlated, each bound is the
+    last value, counted from the end of the sample, at which the share of values beyond it is shown by its
+    Clopper-Pearson bound; but the values count for as many as the correlation of exactly this, being beyond or not,
+    leaves of them (batch means as of `effective_samples`; Heidelberger and Lewis, Quantile estimation in dependent
+    sequences, Operations Research 32 (1984)). So forty slow requests of one stall are one piece of news. How values
+    beyond the largest one would cluster nobody can see: those that were never seen count as independent, and 459
+    values without one over a limit still show a p99. A series too short for batches counts as it is.
+    """
+    values = np.asarray(series, dtype=float)
+    ordered = np.sort(values)
+    if len(ordered) == 0:
+        return None, None
+    candidates = np.unique(ordered[_ranks(len(ordered))])
+    upper = candidates[_shown(values, candidates, "right", share, confidence)]
+    lower = candidates[_shown(values, candidates, "left", share, confidence)]
+    return (float(lower[-1]) if len(lower) else None), (float(upper[0]) if len(upper) else None)
+
+
+def series_percentile_interval(
+    series: Sequence[float] | Values, share: float, confidence: float
+) -> tuple[float, float] | None:
+    """Two-sided interval out of `series_percentile_bounds`, half of 1 - confidence in each tail, or None."""
+    lower, upper = series_percentile_bounds(series, share, (1 + confidence) / 2)
+    return None if lower is None or upper is None else (lower, upper)
+
+
+def _ranks(size: int) -> npt.NDArray[np.int64]:
+    """All places of a small sorted sample; of a large one the ends and a grid, which loses less than a thousandth."""
+    if size <= _RANKS_MAX:
+        return np.arange(size)
+    ends = _RANKS_MAX // 4
+    grid = np.linspace(0, size - 1, _RANKS_MAX // 2).astype(np.int64)
+    return np.unique(np.concatenate([np.arange(ends), grid, np.arange(size - ends, size)]))
+
+
+def _shown(
+    values: Values, candidates: Values, side: Literal["left", "right"], share: float, confidence: float
+) -> npt.NDArray[np.bool_]:
+    """At which candidates, ascending, it is shown that at least (`right`) `share` of the values do not exceed them, or
+    (`left`) that at most `share` are smaller, without a gap from the end where nothing is beyond."""
+    hits = np.searchsorted(np.sort(values), candidates, side=side).astype(float)
+    inflation = _inflation(values, candidates, side)
+    samples, hits = len(values) / inflation, hits / inflation
+    if side == "right":
+        # With no hits there is nothing to invert; the largest candidates, which count, have some.
+        shown = betaincinv(np.maximum(hits, 1e-9), samples - hits + 1, 1 - confidence) >= share
+        return np.logical_and.accumulate(shown[::-1])[::-1]
+    shown = 1 - betaincinv(np.maximum(samples - hits, 1e-9), hits + 1, 1 - confidence) <= share
+    return np.logical_and.accumulate(shown)
+
+
+def _inflation(values: Values, candidates: Values, side: Literal["left", "right"]) -> Values:
+    """By how much the batch means of `value <= candidate` (or `<`) vary more than independent values would, from 1."""
+    size = len(values) // BATCHES
+    if size < 2:
+        return np.ones(len(candidates))
+    batches = np.sort(values[len(values) - size * BATCHES :].reshape(BATCHES, size), axis=1)
+    shares = np.array([np.searchsorted(batch, candidates, side=side) for batch in batches]) / size
+    middle = shares.mean(axis=0)
+    independent = middle * (1 - middle) / size
+    seen = shares.var(axis=0, ddof=1)
+    found: Values = np.divide(seen, independent, out=np.ones(len(candidates)), where=independent > 0)
+    return np.maximum(found, 1.0)
 
 
 def batch_means(values: Sequence[float] | Values, batches: int = BATCHES) -> Values:
