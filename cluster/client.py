@@ -195,8 +195,10 @@ class ClientNode:
 
     def _accept(self, request_id: str, submission: int, now: float) -> list[Command]:
         entry = self._open.get(request_id)
-        if entry is not None and entry.submission == submission and not entry.accepted:
+        if entry is not None and entry.submission == submission:
+            # Again and again for a request that waits in line: the controller has it, late as its word may be.
             entry.accepted = True
+            entry.waiting = entry.waiting and not self._contact
             entry.news_s = now
             self._rearm(entry)
         return []

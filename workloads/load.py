@@ -48,6 +48,56 @@ class OpenLoop:
         return self._next >= len(self._schedule)
 
 
+class _Places:
+    """The places of a closed loop: so many, from a time until another. A place that is free asks again, in time."""
+
+    def __init__(self, concurrency: int, start_s: float, stop_s: float) -> None:
+        self._concurrency = concurrency
+        self._start_s = start_s
+        self._stop_s = stop_s
+        self._begun = False
+        self._taken: dict[str, float] = {}
+        """Request id to the time of its ask."""
+        self._free: list[float] = []
+        """When free places ask again, a heap."""
+
+    def due(self, now: float) -> int:
+        """How many places ask now."""
+        if not self._begun:
+            self._begun = now >= self._start_s
+            return self._concurrency if self._begun else 0
+        count = 0
+        while self._free and self._free[0] <= now:
+            heapq.heappop(self._free)
+            count += 1
+        return count if now < self._stop_s else 0
+
+    def next_time(self) -> float | None:
+        """When `due` will have something to say."""
+        if not self._begun:
+            return self._start_s
+        return self._free[0] if self._free else None
+
+    def take(self, request_id: str, now: float) -> None:
+        """A place has asked this."""
+        self._taken[request_id] = now
+
+    def ended(self, request_id: str, now: float) -> int:
+        """How many places ask because of this end; a place that has only just asked does so later."""
+        asked_s = self._taken.pop(request_id, None)
+        if asked_s is None or now >= self._stop_s:
+            return 0
+        if now >= asked_s + TURN_MIN_S:
+            return 1
+        heapq.heappush(self._free, asked_s + TURN_MIN_S)
+        return 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether the time is over, or nothing is left that could ask again."""
+        return self._begun and not self._taken and not self._free
+
+
 class ClosedLoop:
     """Keeps `concurrency` requests in flight from `start_s` until `stop_s`, taking prompts in turn."""
 
@@ -62,36 +112,34 @@ class ClosedLoop:
         prefix: str,
     ) -> None:
         self._prompts = prompts
-        self._concurrency = concurrency
-        self._start_s = start_s
-        self._stop_s = stop_s
+        self._places = _Places(concurrency, start_s, stop_s)
         self._model = model
         self._timeout_s = timeout_s
         self._prefix = prefix
         self._asked = 0
-        self.finished = False
 
     def due(self, now: float) -> list[Ask]:
-        """See Source: the first round."""
-        if now < self._start_s or self._asked:
-            return []
-        return [self._ask(now) for _ in range(self._concurrency)]
+        """See Source."""
+        return [self._ask(now) for _ in range(self._places.due(now))]
 
     def next_time(self) -> float | None:
         """See Source."""
-        return None if self._asked else self._start_s
+        return self._places.next_time()
 
     def ended(self, request_id: str, now: float) -> list[Ask]:
         """See Source: another takes the place of each that ends in time."""
-        if now < self._stop_s:
-            return [self._ask(now)]
-        self.finished = True
-        return []
+        return [self._ask(now) for _ in range(self._places.ended(request_id, now))]
+
+    @property
+    def finished(self) -> bool:
+        """See Source."""
+        return self._places.idle
 
     def _ask(self, now: float) -> Ask:
         prompt, max_tokens = self._prompts[self._asked % len(self._prompts)]
         self._asked += 1
         request_id = f"{self._prefix}{self._asked}"
+        self._places.take(request_id, now)
         return Ask(request_id, self._model, prompt, max_tokens, now, self._timeout_s, prompt_id=request_id)
 
 
@@ -108,61 +156,37 @@ class SegmentLoop:
     ) -> None:
         """start_s: the plan's zero in the client's clock. ran_dry: told of the segment's name and the time."""
         self._segment = segment
-        self._start_s = start_s + segment.start_s
-        self._stop_s = start_s + segment.stop_s
+        self._places = _Places(segment.concurrency, start_s + segment.start_s, start_s + segment.stop_s)
         self._model = model
         self._timeout_s = timeout_s
         self._ran_dry = ran_dry
         self._next = 0
-        self._begun = False
-        self._in_flight: dict[str, float] = {}
-        """Request id to the time of its ask."""
-        self._places: list[float] = []
-        """When free places ask again, a heap."""
 
     def due(self, now: float) -> list[Ask]:
         """See Source."""
-        if not self._begun:
-            if now < self._start_s:
-                return []
-            self._begun = True
-            return self._take(now, self._segment.concurrency)
-        free = 0
-        while self._places and self._places[0] <= now:
-            heapq.heappop(self._places)
-            free += 1
-        return self._take(now, free) if now < self._stop_s else []
+        return self._take(self._places.due(now), now)
 
     def next_time(self) -> float | None:
         """See Source."""
-        if not self._begun:
-            return self._start_s
-        return self._places[0] if self._places else None
+        return self._places.next_time()
 
     def ended(self, request_id: str, now: float) -> list[Ask]:
         """See Source: another takes the place of each that ends in time. Requests of others are none of ours."""
-        asked_s = self._in_flight.pop(request_id, None)
-        if asked_s is None or now >= self._stop_s or self._segment.is_burst:
-            return []
-        if now >= asked_s + TURN_MIN_S:
-            return self._take(now, 1)
-        heapq.heappush(self._places, asked_s + TURN_MIN_S)
-        return []
+        return self._take(self._places.ended(request_id, now), now)
 
     @property
     def finished(self) -> bool:
         """See Source."""
-        if self._next >= len(self._segment.requests):
-            return True
-        return self._begun and not self._in_flight and not self._places
+        return self._next >= len(self._segment.requests) or self._places.idle
 
-    def _take(self, now: float, count: int) -> list[Ask]:
+    def _take(self, count: int, now: float) -> list[Ask]:
         requests = self._segment.requests[self._next : self._next + count]
-        if len(requests) < count:
+        if len(requests) < count and not self._segment.is_burst:
             self._ran_dry(self._segment.name, now)
             self._ran_dry = lambda segment, now: None
         self._next += len(requests)
-        self._in_flight.update((request.request_id, now) for request in requests)
+        for request in requests:
+            self._places.take(request.request_id, now)
         return [_ask(request, now, self._model, self._timeout_s) for request in requests]
 
 

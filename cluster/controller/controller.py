@@ -65,7 +65,8 @@ class ControllerNode:
         self._waiting = WaitingRoom(policy.worker.ageing_s)
         self._sessions = SessionRegistry(policy.routing.sessions_max, policy.routing.session_ttl_s)
         self._retries = RetryHandler(policy.retry, random)
-        self._timeouts = TimeoutHandler(policy.timeout)
+        # Half of a client's patience: a word may be late, or lost once.
+        self._timeouts = TimeoutHandler(policy.timeout, policy.client.silence_s / 2)
         self._link = False
         self._settled_s = float("inf")
         self._tokens_delivered = 0
@@ -458,11 +459,22 @@ class ControllerNode:
                 commands += self._end(entry, code, now)
             elif code is not None:
                 commands += self._silent(entry, code, now)
-            elif entry.attempt is None:
+            elif entry.attempt is not None:
+                self._timeouts.arm(entry)
+            elif entry.retry_s is not None:
                 commands += self._dispatch(entry, now)
             else:
-                self._timeouts.arm(entry)
+                commands += self._reassure(entry, now)
         return commands
+
+    def _reassure(self, entry: Entry, now: float) -> list[Command]:
+        """Tell the client of a request that waits that we still have it.
+
+        Without a word everybody who waits in a long line would submit again at once, and the line grow by it.
+        """
+        entry.told_s = now
+        self._timeouts.arm(entry)
+        return [Send(entry.submit.client, Accepted(entry.id, entry.submit.submission))] if self._link else []
 
     def _silent(self, entry: Entry, code: Code, now: float) -> list[Command]:
         """The attempt's patience is over. A load stops all streams of its worker: then it gets as much time again."""

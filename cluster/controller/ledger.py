@@ -39,7 +39,8 @@ class Entry:
 
     accepted_s: when the controller took it in, its clock, seconds. attempts_made numbers the attempts; tries counts how
     often one failed, or nobody could be found for it: an attempt that its client or we gave up is none of these.
-    Either `attempt` is set (it runs on a worker), or `retry_s` (it will be tried then), or it waits for our own link.
+    Either `attempt` is set (it runs on a worker), or `retry_s` (it will be tried then), or it waits in line, or for our
+    own link; told_s is when its client last heard that it waits.
     """
 
     __slots__ = (
@@ -54,12 +55,14 @@ class Entry:
         "retry_s",
         "submit",
         "tokens",
+        "told_s",
         "tries",
     )
 
     def __init__(self, submit: Submit, now: float) -> None:
         self.submit = submit
         self.accepted_s = now
+        self.told_s = now
         self.deadline_s = submit.deadline_s
         self.tokens: list[Token] = list(submit.delivered)
         self.chunks: list[Chunk] = []

@@ -9,10 +9,13 @@ from cluster.timers import Timers
 
 
 class TimeoutHandler:
-    """One wake-up per request: the earliest of its deadline, its attempt's timeout, and its next retry."""
+    """One wake-up per request: the earliest of its deadline, its attempt's timeout, its next retry, and the next word
+    to its client while it waits in line."""
 
-    def __init__(self, policy: TimeoutPolicy) -> None:
+    def __init__(self, policy: TimeoutPolicy, word_s: float = math.inf) -> None:
+        """word_s: how long the client of a request that waits is left without a word."""
         self._policy = policy
+        self._word_s = word_s
         self._timers: Timers[str] = Timers()
 
     def arm(self, entry: Entry) -> None:
@@ -22,6 +25,8 @@ class TimeoutHandler:
             due = min(due, entry.attempt.news_s + self._patience_s(entry))
         elif entry.retry_s is not None:
             due = min(due, entry.retry_s)
+        else:
+            due = min(due, entry.told_s + self._word_s)
         self._timers.set(entry.id, due)
 
     def disarm(self, entry: Entry) -> None:

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from workloads.load import TURN_MIN_S, OpenLoop, PlannedLoad, SegmentLoop
+from workloads.load import TURN_MIN_S, ClosedLoop, OpenLoop, PlannedLoad, SegmentLoop
 from workloads.plan import ClosedSegment, LoadPlan
 from workloads.schedule import ScheduledRequest
 
@@ -12,7 +12,9 @@ BEGAN_S = 100.0
 
 
 def requests(name: str, count: int, apart_s: float = 0.0) -> tuple[ScheduledRequest, ...]:
-    return tuple(ScheduledRequest(f"{name}{n}", apart_s * n, "s", 0, f"p{n}", (n,), 3, worker="w") for n in range(count))
+    return tuple(
+        ScheduledRequest(f"{name}{n}", apart_s * n, "s", 0, f"p{n}", (n,), 3, worker="w") for n in range(count)
+    )
 
 
 class ClosedLoad(RuleBasedStateMachine):
@@ -125,3 +127,16 @@ def test_a_plan_is_an_open_loop_and_its_segments_each_in_its_time() -> None:
 def test_an_open_loop_asks_for_the_workers_that_its_requests_wish_for() -> None:
     (ask,) = OpenLoop(requests("r", 1), BEGAN_S, "m", 8.0).due(BEGAN_S)
     assert ask.worker == "w"
+
+
+def test_a_probe_whose_requests_are_refused_at_once_does_not_ask_for_ever_in_one_instant() -> None:
+    loop = ClosedLoop([((1,), 2)], 3, 0.0, 1.0, "m", 8.0, "probe-")
+    now, asked = 0.0, 0
+    while (time_s := loop.next_time()) is not None:
+        now = max(now, time_s)
+        asks = loop.due(now)
+        while asks:
+            asked += len(asks)
+            asks = [again for ask in asks for again in loop.ended(ask.request_id, now)]
+    assert loop.finished
+    assert asked <= 3 * (1 + 1.0 / TURN_MIN_S)

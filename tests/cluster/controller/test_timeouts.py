@@ -55,3 +55,16 @@ def test_an_ended_request_wakes_nobody() -> None:
     timeouts.disarm(request)
     assert timeouts.next() is None
     assert timeouts.due(1e9) == []
+
+
+def test_who_waits_in_line_is_told_so_in_time_and_again() -> None:
+    timeouts, request = TimeoutHandler(POLICY, word_s=2.5), entry(attempt=False)
+    timeouts.arm(request)
+    assert timeouts.due(2.5) == ["r"]
+    assert timeouts.expired(request, 2.5) is None
+    request.told_s = 2.5
+    timeouts.arm(request)
+    assert timeouts.next() == 5.0
+    request.told_s = 9.0
+    timeouts.arm(request)
+    assert timeouts.next() == 10.0, "the deadline comes first"
