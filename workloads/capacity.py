@@ -120,7 +120,20 @@ def resolve_rate(
         statement += "; this is overload: the queue grows for as long as it lasts"
     elif share > SHARE_BUSY:
         statement += f"; above {SHARE_BUSY:.0%} queues grow long and latency says little about the fault"
-    return ResolvedRate(per_s, statement)
+    return ResolvedRate(per_s, statement + _shape(spec, share))
+
+
+def _shape(spec: WorkloadSpec, share: float) -> str:
+    """How the rate changes over the load, and what of the capacity its highest is."""
+    if spec.ramp is not None:
+        highest, said = max(spec.ramp), f"from {spec.ramp[0]:g} to {spec.ramp[1]:g} times that"
+    elif spec.steps:
+        highest = max(factor for _, factor in spec.steps)
+        said = f"in {len(spec.steps)} steps of up to {highest:g} times that"
+    else:
+        return ""
+    overload = ", which is overload" if highest * share > 1 else ""
+    return f"; {said}, at most {highest * share:.0%} of the capacity{overload}"
 
 
 def _texts(spec: WorkloadSpec) -> dict[str, str | None]:

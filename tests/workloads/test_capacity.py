@@ -48,6 +48,9 @@ def test_a_probe_that_saw_little_claims_nothing() -> None:
         (WorkloadSpec(rate="12/s", rate_max="5%"), 100, 5, "rate_max 5% instead of 12/s"),
         (WorkloadSpec(rate="95/s"), 100, 95, "above 90% queues grow long"),
         (WorkloadSpec(rate="150%"), 100, 150, "this is overload"),
+        (WorkloadSpec(rate="30%", ramp=(0.5, 2)), 100, 30, "; from 0.5 to 2 times that, at most 60% of the capacity"),
+        (WorkloadSpec(rate="30%", steps=((5, 4), (9, 1))), 100, 30, "in 2 steps of up to 4 times that, at most 120%"),
+        (WorkloadSpec(rate="30%", steps=((5, 4),)), 100, 30, "of the capacity, which is overload"),
     ],
 )
 def test_the_rate_and_where_it_comes_from(spec: WorkloadSpec, capacity: float, per_s: float, said: str) -> None:
