@@ -103,7 +103,7 @@ class Director:
             PlannedPhase(name, phase.duration_s, "none" if name == compared else phase.load)
             for name, phase in self._experiment.phases.items()
         ]
-        self._state_offer(capacity, phases)
+        self._state_offer(capacity, [phase for phase in phases if phase.name != compared])
         assert self.rate is not None
         try:
             self.plan = build_plan(
@@ -133,7 +133,9 @@ class Director:
         merged = sorted([*self.plan.requests, *plan.load.requests], key=lambda request: request.intended_s)
         self.plan = LoadPlan(tuple(merged), (*self.plan.closed, *plan.load.closed))
         self._blocks = Blocks(self._world, experiment, plan.blocks)
-        self._offers[comparison.phase] = f"{', '.join(experiment.arms)} compared by {comparison.by}"
+        said = f"{', '.join(experiment.arms)} compared by {comparison.by}"
+        self._offers[comparison.phase] = said
+        self._watcher.note(f"in {comparison.phase}: {said}")
 
     def _state_offer(self, capacity: Capacity, phases: list[PlannedPhase]) -> None:
         """Say before the run what will be asked of the cluster, and how that stands to what it can do."""

@@ -21,6 +21,7 @@ _PROMPTS_MAX = 64
 """A closed block takes so many prompts in turn: every one of them needs a reference completion."""
 _PRIMING_TOKENS = 1
 """Of the answer to a priming turn. What the model says cannot be planned, so an answer would not be a shared prefix."""
+_PIECE_TOKENS = 256
 _TURNOVER = 3.0
 """A closed block may complete so many times what the measured capacity says, before it runs dry."""
 
@@ -174,9 +175,15 @@ class _Talk:
             *markers.before_reply,
         )
         self.primed, fresh = (
-            (*markers.before_first, *vocabulary.content(random, said), *markers.before_reply) for _ in range(2)
+            (*markers.before_first, *_content(vocabulary, random, said), *markers.before_reply) for _ in range(2)
         )
         self.asked: dict[str, tuple[Token, ...]] = {"kept": (*self.primed, *rest), "fresh": (*fresh, *rest)}
+
+
+def _content(vocabulary: PromptVocabulary, random: np.random.Generator, count: int) -> tuple[Token, ...]:
+    """Long texts in pieces: a vocabulary writes a word per token, and a tokenizer complains about what is not used."""
+    pieces = [min(_PIECE_TOKENS, count - start) for start in range(0, count, _PIECE_TOKENS)]
+    return tuple(token for piece in pieces for token in vocabulary.content(random, piece))
 
 
 def _session(

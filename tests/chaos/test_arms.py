@@ -35,7 +35,8 @@ def outcomes(verdict: Verdict) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def sticky(tmp_path_factory: pytest.TempPathFactory) -> tuple[History, Verdict]:
-    return conduct(tmp_path_factory.mktemp("sticky"), "sticky_sessions", "phases.measure.duration_s=60")
+    faster = ("phases.measure.duration_s=60", "workload.rate=8/s", "workload.rate_max=8/s")
+    return conduct(tmp_path_factory.mktemp("sticky"), "sticky_sessions", *faster)
 
 
 def test_a_session_finds_its_cache_where_routing_sends_it_and_nowhere_else(sticky: tuple[History, Verdict]) -> None:
