@@ -141,7 +141,8 @@ class Director:
         """Say before the run what will be asked of the cluster, and how that stands to what it can do."""
         spec, deadline_s = self._experiment.workload, self._experiment.policy.client.deadline_s
         self.rate = resolve_rate(spec, capacity.requests_per_s, capacity.tokens_per_s)
-        self._offers = statements(phases, self.rate.per_s, capacity, deadline_s)
+        limits_s = self._experiment.latency_limits_s()
+        self._offers = statements(phases, self.rate.per_s, capacity, deadline_s, limits_s)
         for offer in self.offers:
             self._watcher.note(offer)
 

@@ -131,6 +131,16 @@ class Experiment(_Section, frozen=True):
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"
 
+    def latency_limits_s(self) -> dict[str, float]:
+        """By phase, the lowest limit that an expectation sets the latency of its requests, seconds."""
+        limits_s: dict[str, float] = {}
+        for criterion in self.expectations.values():
+            end_to_end = criterion.metric.startswith("latency_p") and criterion.metric.endswith("_s")
+            if end_to_end and criterion.versus is None and criterion.phase and criterion.at_most is not None:
+                known_s = limits_s.get(criterion.phase, criterion.at_most)
+                limits_s[criterion.phase] = min(known_s, criterion.at_most)
+        return limits_s
+
     def controller_names(self) -> list[str]:
         """The controllers: `controller` where there is only one."""
         count = self.cluster.controllers

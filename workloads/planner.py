@@ -1,7 +1,7 @@
 """From what the phases of a run are to do to the plan of its load, and to what that asks of a cluster."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -95,13 +95,19 @@ def segment_requests(
 
 
 def statements(
-    phases: Iterable[PlannedPhase], base_per_s: float, capacity: Capacity, deadline_s: float
+    phases: Iterable[PlannedPhase],
+    base_per_s: float,
+    capacity: Capacity,
+    deadline_s: float,
+    latency_limits_s: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Of each phase with a load of its own, in one line: what it offers, against what the cluster was measured to do.
 
-    deadline_s: after which a request is given up. Raises InfeasibleRate for an absolute rate above the capacity; a
-    share or a multiple above it asks for overload and gets it.
+    deadline_s: after which a request is given up. latency_limits_s: by phase, the lowest limit that the experiment sets
+    a latency. Raises InfeasibleRate for an absolute rate above the capacity (a share or a multiple above it asks for
+    overload and gets it), and for so many in flight that even their mean latency is above its limit.
     """
+    limits_s = latency_limits_s or {}
     found: dict[str, str] = {}
     for phase in phases:
         match phase.load:
@@ -114,6 +120,7 @@ def statements(
             case PhaseLoad(burst=int() as burst):
                 found[phase.name] = _burst_statement(burst, capacity, deadline_s)
             case PhaseLoad(closed=int() as closed):
+                _refuse_long_waits(phase.name, closed, capacity, limits_s.get(phase.name, math.inf))
                 found[phase.name] = _closed_statement(closed, capacity, deadline_s)
     return found
 
@@ -148,6 +155,16 @@ def _closed_statement(closed: int, capacity: Capacity, deadline_s: float) -> str
     if each_s > deadline_s:
         said += f"; that is longer than client.deadline_s = {deadline_s:g} s, so most will not be served in time"
     return said
+
+
+def _refuse_long_waits(name: str, closed: int, capacity: Capacity, limit_s: float) -> None:
+    each_s = closed / capacity.requests_per_s
+    if each_s > limit_s:
+        raise InfeasibleRate(
+            f"phases.{name}.load.closed: {closed} in flight take {each_s:.1f} s each at {_capacity(capacity)} "
+            f"({capacity.tokens_per_s:.0f} tokens/s), and the experiment allows {limit_s:g} s: "
+            f"keep at most {math.floor(capacity.requests_per_s * limit_s)} in flight, or add workers"
+        )
 
 
 def _capacity(capacity: Capacity) -> str:

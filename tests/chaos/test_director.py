@@ -183,6 +183,24 @@ def test_phases_follow_each_other_and_the_load_covers_them_all() -> None:
     assert stage.director.complete
 
 
+def test_phases_begin_when_their_load_does_however_late_we_are_to_say_so() -> None:
+    stage = Stage("phases.recovery.load={burst: 20}")
+    quick = stage.world.look
+
+    async def slow_look() -> Snapshot:
+        await stage.world.sleep(0.17)
+        return await quick()
+
+    stage.world.look = slow_look  # type: ignore[method-assign]
+    stage.run()
+    begun = [row for row in stage.world.rows if isinstance(row, EventRow) and row.kind == "phase_started"]
+    assert [row.time_s - stage.world.origin_s for row in begun] == pytest.approx([0.0, 1.0, 6.0, 12.0], abs=1e-5)
+    (burst,) = stage.world.offered.closed
+    assert begun[-1].time_s - stage.world.origin_s < burst.start_s == 12.0, "what is asked at once belongs to it"
+    assert begun[-1].detail.startswith("20 requests at once")
+    assert all(request.intended_s < 12.0 for request in stage.world.offered.requests)
+
+
 def test_a_fault_is_injected_proved_and_healed_at_its_times_and_recorded() -> None:
     stage = Stage()
     stage.run()

@@ -105,3 +105,14 @@ def test_an_absolute_rate_above_the_capacity_is_refused_with_the_numbers() -> No
         "phases.spike.load.rate 100/s is 250% of the measured capacity of 40.0 requests/s (1800 of 720 tokens/s): "
         "lower it, add workers, or give a share such as 60%"
     )
+
+
+def test_more_in_flight_than_the_experiment_s_latency_allows_are_refused_with_how_many_would_do() -> None:
+    phases = [PlannedPhase("held", 6.0, PhaseLoad(closed=300))]
+    with pytest.raises(InfeasibleRate) as refused:
+        statements(phases, 10.0, CAPACITY, deadline_s=10.0, latency_limits_s={"held": 5.0})
+    assert str(refused.value) == (
+        "phases.held.load.closed: 300 in flight take 7.5 s each at the measured capacity of 40.0 requests/s "
+        "(720 tokens/s), and the experiment allows 5 s: keep at most 200 in flight, or add workers"
+    )
+    assert statements(phases, 10.0, CAPACITY, deadline_s=10.0, latency_limits_s={"other": 5.0})
