@@ -5,10 +5,12 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from chaos.toxiproxy.embedded.message_toxics import MessageStage
-from chaos.toxiproxy.embedded.nats_frames import Frame, FrameKind, FrameParser, Stream
+from chaos.toxiproxy.embedded.nats_frames import FrameKind, Stream, frame_of
 from chaos.toxiproxy.embedded.stages import Chunk, Stage
 
-_FRAMES_READY_MAX = 1024
+FRAMES_READY_MAX = 1024
+READY_BYTES_MAX = 2 * 2**20
+"""With more than that waiting for the next stage it takes no further frame, however large the last one was."""
 
 
 class FrameStage(Stage):
@@ -16,9 +18,10 @@ class FrameStage(Stage):
 
     def __init__(self, kind: str, attributes: Mapping[str, object], stream: Stream, draws: random.Random) -> None:
         super().__init__({}, draws)
-        self._kind, self._now_attributes, self._stream = kind, attributes, stream
+        self._kind, self._toxic_attributes, self._stream = kind, attributes, stream
         self._earlier: Counter[str] = Counter()
         self._ready: deque[Chunk] = deque()
+        self._ready_bytes = 0
         self._messages = self._make()
 
     @property
@@ -27,25 +30,31 @@ class FrameStage(Stage):
         return self._earlier + Counter(self._messages.counts)
 
     def has_room(self) -> bool:
-        return len(self._ready) < _FRAMES_READY_MAX
+        return len(self._ready) < FRAMES_READY_MAX and self._ready_bytes < READY_BYTES_MAX
 
     def take(self, chunk: Chunk, now_s: float) -> None:
-        frame = chunk.frame or self._frame(chunk.data)
+        # Without a frame it comes from another stage, which may have changed the payload but not the frame.
+        frame = chunk.frame or frame_of(chunk.data, self._stream)
         if frame.kind is FrameKind.OPAQUE:
-            self._ready.append(chunk)
+            # As it is, so that the next stage does not take a part of something for a frame.
+            self._let_go([Chunk(chunk.data, chunk.stamp_s, frame)])
         else:
-            self._ready += [Chunk(data, chunk.stamp_s) for data in self._messages.feed(frame, now_s)]
+            self._let_go([Chunk(data, chunk.stamp_s) for data in self._messages.feed(frame, now_s)])
 
     def end_input(self, now_s: float) -> None:
         super().end_input(now_s)
         if self._messages.due_s() is None:
             # What waits for a later message, and not for a time, would wait for ever.
-            self._ready += [Chunk(data, now_s) for data in self._messages.flush()]
+            self._let_go([Chunk(data, now_s) for data in self._messages.flush()])
 
     def pop(self, now_s: float) -> Chunk | None:
         if not self._ready and (due_s := self._messages.due_s()) is not None and due_s <= now_s:
-            self._ready += [Chunk(data, now_s) for data in self._messages.release(now_s)]
-        return self._ready.popleft() if self._ready else None
+            self._let_go([Chunk(data, now_s) for data in self._messages.release(now_s)])
+        if not self._ready:
+            return None
+        chunk = self._ready.popleft()
+        self._ready_bytes -= len(chunk.data)
+        return chunk
 
     def due_s(self) -> float | None:
         return self._messages.due_s()
@@ -58,6 +67,7 @@ class FrameStage(Stage):
         stamp_s = self._ready[-1].stamp_s if self._ready else 0.0
         held = [*self._ready, *(Chunk(data, stamp_s) for data in self._messages.flush())]
         self._ready.clear()
+        self._ready_bytes = 0
         return held
 
     def restart(self, now_s: float) -> list[Chunk]:
@@ -66,10 +76,9 @@ class FrameStage(Stage):
         self._messages = self._make()
         return held
 
-    def _frame(self, data: bytes) -> Frame:
-        """What another stage has let go, which may have changed the payload but not the frame."""
-        frames = FrameParser(self._stream).feed(data)
-        return frames[0] if len(frames) == 1 and len(frames[0].raw) == len(data) else Frame(data, FrameKind.OPAQUE)
+    def _let_go(self, chunks: list[Chunk]) -> None:
+        self._ready += chunks
+        self._ready_bytes += sum(len(chunk.data) for chunk in chunks)
 
     def _make(self) -> MessageStage:
-        return MessageStage(self._kind, dict(self._now_attributes), self._stream, self.draws.getrandbits(63))
+        return MessageStage(self._kind, dict(self._toxic_attributes), self._stream, self.draws.getrandbits(63))

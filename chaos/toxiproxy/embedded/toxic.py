@@ -48,8 +48,9 @@ class Toxic:
         """What a create call's body says, but for the attributes and limits (see `change`). Raises ApiError."""
         fields = Fields(value, "toxic")
         name, kind, stream = fields.text("name", ""), fields.text("type", ""), fields.text("stream", "downstream")
-        for key, read in (("toxicity", fields.number), ("ttl_ms", fields.integer)):
-            cast(Any, read)(key, 1)
+        # Go decodes the whole body before anybody looks at it: what is of a wrong type is told first.
+        fields.number("toxicity", 1.0)
+        fields.integer("ttl_ms", 0)
         fields.members("attributes")
         fields.texts("clients")
         if stream.lower() not in DIRECTIONS:

@@ -4,9 +4,11 @@ import asyncio
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaos.toxiproxy.embedded.frame_stage import FRAMES_READY_MAX, READY_BYTES_MAX
 from chaos.toxiproxy.embedded.link import Link
 from chaos.toxiproxy.embedded.toxic import Toxic
 
@@ -141,6 +143,48 @@ def test_what_is_held_is_bounded_and_comes_back(kind: str, taken_away: bool) -> 
         link.abandon()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("payload_bytes", [0, 100, 1_000_000])
+def test_messages_that_wait_for_a_slow_sink_are_few_whatever_their_size(payload_bytes: int) -> None:
+    async def case() -> None:
+        ends = Ends()
+        link = Link("upstream", ends, ends, "seed", None)
+        link.add(toxic("nats_duplicate", {"copies": 10}), None)
+        ends.writable = False
+        message = b"PUB a %d\r\n%b\r\n" % (payload_bytes, b"x" * payload_bytes)
+        limit_bytes = min(READY_BYTES_MAX, FRAMES_READY_MAX * len(message))
+        fed_bytes = 0
+        while not ends.held:
+            link.feed(message)
+            fed_bytes += len(message)
+            # One message more may have come in when the limit is reached, and one waits before the stage.
+            assert fed_bytes * 11 <= limit_bytes + 22 * len(message)
+        ends.writable = True
+        link.pump()
+        assert (len(ends.got), ends.held) == (fed_bytes * 11, False)
+
+    asyncio.run(case())
+
+
+def test_what_is_no_frame_is_none_for_any_stage() -> None:
+    """The rest of a message in which they began looks like a message itself."""
+
+    async def case() -> None:
+        ends = Ends()
+        link = Link("upstream", ends, ends, "seed", None)
+        inner = b"PUB secret 1\r\nx\r\n"
+        beginning = b"PUB a %d\r\n" % (len(inner) - 2)
+        link.feed(beginning)
+        for name in ("one", "two"):
+            made = toxic("nats_drop", {})
+            made.name = name
+            link.add(made, None)
+        link.feed(inner)
+        link.feed(b"PUB b 1\r\ny\r\nPING\r\n")
+        assert bytes(ends.got) == beginning + inner + b"PING\r\n"
+
+    asyncio.run(case())
 
 
 def test_a_link_whose_sink_has_gone_reads_on_so_that_it_sees_the_end() -> None:
