@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workloads.lengths import Lengths, length_limits
 from workloads.schedule import ScheduledRequest, build_schedule, schedule_rows, split, unique_prompts
 from workloads.spec import WorkloadSpec
 from workloads.vocabulary import ByteVocabulary
@@ -30,6 +31,11 @@ specs = st.builds(
 
 def plan(spec: WorkloadSpec, seed: int, rate_per_s: float = 20, duration_s: float = 4) -> list[ScheduledRequest]:
     return build_schedule(spec, rate_per_s, duration_s, seed, WORDS)
+
+
+def within(lengths: Lengths, length: int) -> bool:
+    least, most = length_limits(lengths)
+    return least <= length <= most
 
 
 def chats(schedule: list[ScheduledRequest]) -> dict[str, list[ScheduledRequest]]:
@@ -88,12 +94,12 @@ def test_a_chat_grows_turn_by_turn_and_ends(spec: WorkloadSpec, seed: int) -> No
         assert len(requests) <= spec.turns_max
         for request in requests:
             assert request.prompt_id == f"{session_id}t{request.turn}"
-            assert spec.output_tokens[0] <= request.max_tokens <= spec.output_tokens[1]
+            assert within(spec.output_tokens, request.max_tokens)
         for before, after in pairwise(requests):
             assert after.prompt[: len(before.prompt)] == before.prompt
             added = len(after.prompt) - len(before.prompt)
             message = added - before.max_tokens - len(markers.before_next) - len(markers.before_reply)
-            assert spec.prompt_tokens[0] <= message <= spec.prompt_tokens[1]
+            assert within(spec.prompt_tokens, message)
 
 
 @quick
@@ -110,8 +116,8 @@ def test_no_more_chats_than_sessions_run_side_by_side(spec: WorkloadSpec, seed: 
 @quick
 @given(specs, seeds, st.integers(0, 60))
 def test_a_long_chat_forgets_its_oldest_messages(spec: WorkloadSpec, seed: int, spare: int) -> None:
-    context = len(WORDS.markers.before_first) + spec.prompt_tokens[1] + len(WORDS.markers.before_reply)
-    context += spec.output_tokens[1] + spare
+    context = len(WORDS.markers.before_first) + length_limits(spec.prompt_tokens)[1] + len(WORDS.markers.before_reply)
+    context += length_limits(spec.output_tokens)[1] + spare
     bounded = build_schedule(spec, 20, 4, seed, WORDS, context_max_tokens=context)
     for short, whole in zip(bounded, plan(spec, seed), strict=True):
         assert len(short.prompt) + short.max_tokens <= context
