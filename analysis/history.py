@@ -17,7 +17,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     invariants: numbers that this world can judge for this experiment, declared before the run. exact_tokens: greedy
     tokens equal the reference but for near-ties (float32 CPU, timed engine). log_probability_gap_max: how far, in
     nats, a delivered token that differs may lie below the best one of the reference model. left_behind: what of the run
-    was still there after its end; None: nobody looked, or nothing could be.
+    was still there after its end; None: nobody looked, or nothing could be. outside: only callers were watched, as of
+    somebody else's endpoint: invariants are judged as far as callers can see.
     """
 
     run_id: str
@@ -31,6 +32,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     log_probability_gap_max: float = 0.0
     notes: list[str] = []
     left_behind: list[str] | None = None
+    outside: bool = False
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -87,11 +89,13 @@ def read_experiment(directory: Path) -> dict[str, object]:
     """The fully resolved experiment of a results directory. Raises UnreadableError."""
     path = directory / "experiment.yaml"
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnreadableError(f"{path}: missing") from None
-    except yaml.YAMLError as error:
-        raise UnreadableError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{path}: not readable as text: {type(error).__name__}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UnreadableError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(loaded, dict):
         raise UnreadableError(f"{path}: expected a mapping")
     return loaded

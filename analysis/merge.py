@@ -82,7 +82,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table so that a reader sees the old file, the whole new one, or none. Raises RecorderError."""
     part = path.with_name(f".{path.name}.part")
     try:
-        pq.write_table(table, part, compression="zstd")
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ from analysis.history import Phase, UnreadableError, read_info
 from analysis.salvage import origin_s as origin_of
 
 BATCH_ROWS = 128 * 1024
+PARTITION_ROWS = 2**20
+"""Small row groups are taken together up to so many rows."""
+
 PARTITIONS_MAX = 100_000
 PHASES_MAX = 1_000
 RUNS_MAX = 10_000
@@ -112,7 +115,8 @@ def _add_run(found: Found, path: Path) -> None:
         files = {name: [file] for name, file in merged.items()}
         zero_s = 0.0
     else:
-        files = {name: sorted((path / "raw").glob(f"{name}.*.arrow")) for name in merged}
+        every = {name: sorted((path / "raw").glob(f"{name}.*.arrow")) for name in merged}
+        files = {name: [file for file in listed if _begun(file)] for name, listed in every.items()}
         zero_s = origin_of(path / "raw")
         found.notes.append(f"{info.run_id}: never merged, read from what each node had written")
     if not info.complete:
@@ -185,15 +189,20 @@ def _add_rows(found: Found, path: Path) -> None:
         found.runs.append(run)
 
 
-def split(path: Path, table: str, run: Run) -> list[Partition]:
-    """The partitions of one file: the row groups of a Parquet file each, an Arrow file as a whole."""
+def split(path: Path, table: str, run: Run, rows_each: int = PARTITION_ROWS) -> list[Partition]:
+    """The partitions of one file: ranges of row groups of a Parquet file, an Arrow file as a whole."""
     if path.suffix != ".parquet":
         return [Partition(str(path), table, run, (), path.stat().st_size // 100)]
     metadata = _parquet(path).metadata
-    return [
-        Partition(str(path), table, run, (number,), metadata.row_group(number).num_rows)
-        for number in range(metadata.num_row_groups)
-    ]
+    parts: list[Partition] = []
+    for number in range(metadata.num_row_groups):
+        rows = metadata.row_group(number).num_rows
+        if parts and parts[-1].rows + rows <= rows_each:
+            before = parts.pop()
+            parts.append(Partition(str(path), table, run, (*before.row_groups, number), before.rows + rows))
+        else:
+            parts.append(Partition(str(path), table, run, (number,), rows))
+    return parts
 
 
 def batches(part: Partition, *, named: bool = False, only: tuple[str, ...] = ()) -> Iterator[pa.RecordBatch]:
@@ -214,14 +223,14 @@ def batches(part: Partition, *, named: bool = False, only: tuple[str, ...] = ())
 def _parquet_batches(part: Partition, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     file = _parquet(Path(part.path))
     names = [name for name in columns if name in file.schema_arrow.names]
-    _check(part, names, columns)
+    _check(part, names, columns, file.schema_arrow.names)
     yield from file.iter_batches(BATCH_ROWS, row_groups=list(part.row_groups), columns=names, use_threads=False)
 
 
 def _arrow_batches(part: Partition, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with pa.OSFile(part.path) as file, _arrow_reader(file) as reader:
         names = [name for name in columns if name in reader.schema.names]
-        _check(part, names, columns)
+        _check(part, names, columns, reader.schema.names)
         number = 0
         while number < getattr(reader, "num_record_batches", math.inf):
             try:
@@ -233,7 +242,8 @@ def _arrow_batches(part: Partition, columns: Sequence[str]) -> Iterator[pa.Recor
                 return
             number += 1
             chosen = batch.select(names)
-            if "tokens" in batch.schema.names and pa.types.is_list(batch.schema.field("tokens").type):
+            kinds = dict(zip(batch.schema.names, batch.schema.types, strict=True))
+            if "token_count" not in names and pa.types.is_list(kinds.get("tokens", pa.null())):
                 chosen = chosen.append_column("token_count", pc.list_value_length(batch["tokens"]))
             for start in range(0, chosen.num_rows, BATCH_ROWS):
                 yield chosen.slice(start, BATCH_ROWS)
@@ -247,7 +257,10 @@ def _arrow_reader(file: Any) -> Any:
         return pa.ipc.open_stream(file)
 
 
-def _check(part: Partition, names: Sequence[str], columns: Sequence[str]) -> None:
+def _check(part: Partition, names: Sequence[str], columns: Sequence[str], every: Sequence[str]) -> None:
+    twice = sorted({name for name in names if every.count(name) > 1})
+    if twice:
+        raise UnreadableError(f"{part.path}: more than one column {', '.join(twice)}")
     missing = [name for name in _NEEDED[part.table] if name in columns and name not in names]
     if missing:
         raise UnreadableError(f"{part.path}: not rows of {part.table}: no column {', '.join(missing)}")
@@ -278,6 +291,14 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise UnreadableError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
         raise UnreadableError(f"{path}: not a readable Parquet file: {line(error)}") from None
+
+
+def _begun(path: Path) -> bool:
+    """Whether a node's file has its schema: a node that was killed in its very first write has told nothing."""
+    try:
+        return bool(_names(path))
+    except UnreadableError:
+        return False
 
 
 def _names(path: Path) -> set[str]:

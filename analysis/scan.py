@@ -107,7 +107,8 @@ class _Rows:
     def tokens(self, name: str) -> Integers:
         """Numbers of tokens and the like, bounded, 0 where there is none."""
         found = self.batch[name].fill_null(0).to_numpy(zero_copy_only=False)
-        return np.clip(found, 0, TOKENS_MAX).astype(np.int64)
+        bounded: Integers = np.clip(found, 0, TOKENS_MAX).astype(np.int64)
+        return bounded
 
     def names(self, name: str) -> tuple[Integers, list[str]]:
         return _coded(self.batch, name, self.part)

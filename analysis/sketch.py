@@ -27,7 +27,7 @@ _DENSE_MAX = 4_000_000
 
 
 class Sketch(msgspec.Struct, frozen=True, eq=False):
-    """Counts of values by bucket. error: relative, of every quantile of values in SMALLEST..LARGEST.
+    """Counts of values by bucket. error: relative, of every quantile of values above SMALLEST, to LARGEST.
 
     first: index of the first bucket in `counts`. least, most: exact; infinite in an empty sketch.
     """

@@ -65,6 +65,7 @@ from cluster.protocol import (
 )
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
+from tests.aggregate_bench import aggregate_rows
 from tests.control_plane_bench import answering, control_plane_rows, running_broker, spread
 from tests.processes import ROOT
 from tests.serving_bench import serving_rows
@@ -368,6 +369,7 @@ def main() -> int:
         ("control plane on NATS", control_plane_rows),
         ("served cluster", serving_rows),
         ("embedded Toxiproxy", toxiproxy_rows),
+        ("ten million rows", aggregate_rows),
     ):
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         rows += measure()
