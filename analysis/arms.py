@@ -19,7 +19,7 @@ from analysis.time_shares import PARTS, mean_request, request_times
 from analysis.verdict import CriterionResult, Outcome
 
 NAME = "comparison (self-check)"
-_PART_SHARE_MIN = 0.05
+_PART_SHARE_MIN = 0.1
 _BLOCK = "block"
 """The phase that a block is in a history of that block alone."""
 

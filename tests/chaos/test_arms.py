@@ -1,7 +1,10 @@
 """Arms of a comparison through the real director in the simulated world: who gets what, and when blocks begin."""
 
+import asyncio
 import json
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +14,16 @@ from analysis.judge import judge
 from analysis.metrics import measure
 from analysis.prefix_gain import prefix_gain
 from analysis.reader import load_history
+from analysis.schema import EventRow
 from analysis.verdict import Outcome, Verdict
 from chaos import run
+from chaos.arms import Blocks
 from chaos.experiment import find
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
+from chaos.worlds.world import HandleError
 from tests.chaos.simulated_runs import Quiet
+from workloads.arms import Block
 
 pytestmark = pytest.mark.simulated
 
@@ -118,3 +125,57 @@ def test_the_same_seed_gives_the_same_comparison(tmp_path: Path) -> None:
     one, other = (conduct(tmp_path / name, "sticky_sessions", *settings, seed=5)[0] for name in ("one", "other"))
     assert one.schedule.equals(other.schedule)
     assert one.requests["ended_s"].equals(other.requests["ended_s"])
+
+
+class Stub:
+    """A world whose time passes only in `sleep`, with an engine that is gone."""
+
+    def __init__(self) -> None:
+        self.at_s = 0.0
+        self.rows: list[EventRow] = []
+
+    def now(self) -> float:
+        return self.at_s
+
+    def clock(self) -> float:
+        return self.at_s + 1_000.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.at_s += max(0.0, seconds)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Any:
+        return asyncio.ensure_future(coroutine)
+
+    def record(self, row: EventRow) -> None:
+        self.rows.append(row)
+
+    def engine(self, node: str) -> "Stub":
+        return self
+
+    async def evict(self, model: str, limit_s: float) -> bool:
+        self.at_s += 0.3
+        return True
+
+    async def prewarm(self, model: str, limit_s: float) -> bool:
+        raise HandleError("worker-0: its process is gone")
+
+
+def test_what_a_worker_could_not_be_told_is_told_and_blocks_begin_by_the_plan() -> None:
+    async def walk(world: Stub) -> None:
+        experiment = load(find("pre_warming"), ["arms.warm.before=[evict, prewarm]"])
+        blocks = Blocks(world, experiment, (Block(3, "warm", 1.0, 2.0, 2.5, 4.0),))  # type: ignore[arg-type]
+        blocks.begin()
+        await blocks.finish()
+
+    world = Stub()
+    asyncio.run(walk(world))
+    told = [json.loads(row.detail) for row in world.rows if row.kind == "worker_action"]
+    assert [(action["action"], action["done"], action.get("because")) for action in told] == [
+        ("evict", True, None),
+        ("prewarm", False, "worker-0: its process is gone"),
+    ]
+    assert told[0]["took_s"] == pytest.approx(0.3)
+    assert [(row.kind, row.subject, row.detail, row.time_s) for row in world.rows[2:]] == [
+        ("block_started", "warm", "3", pytest.approx(1_002.5, abs=0.01)),
+        ("block_ended", "warm", "3", pytest.approx(1_004.0)),
+    ]
