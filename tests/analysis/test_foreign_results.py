@@ -191,7 +191,8 @@ def test_damaged_files_are_one_line_or_a_verdict(
 
 
 @pytest.mark.verify
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.timeout(1200)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(done=damages)
 def test_damaged_files_are_one_line_or_a_whole_report(
     whole: Path,
