@@ -117,6 +117,8 @@ class HttpDriver:
         self._timer: asyncio.TimerHandle | None = None
         self.asked = 0
         self.outcomes: Counter[str] = Counter()
+        self.untold = self.spread = 0
+        """Completed answers of which the endpoint told no count of tokens, or another one than there were pieces."""
         self.failures: dict[tuple[str, str], int] = {}
         """How often each failure was seen, by code and what was said about it; of the first few different ones."""
 
@@ -167,6 +169,7 @@ class HttpDriver:
     def _pump(self) -> None:
         """Ask what is due, and come back when more will be."""
         loop, source = asyncio.get_running_loop(), self._source
+        self._timer = None
         if source is None:
             return
         for ask in source.due(loop.time()):
@@ -174,10 +177,12 @@ class HttpDriver:
         self._after(source)
 
     def _after(self, source: Source) -> None:
+        next_s = source.next_time()
         if self._timer is not None:
+            if not self._timer.cancelled() and self._timer.when() == next_s:
+                return
             self._timer.cancel()
             self._timer = None
-        next_s = source.next_time()
         if next_s is not None:
             self._timer = asyncio.get_running_loop().call_at(next_s, self._pump)
         elif source.finished and not self._tasks and self._over is not None and not self._over.done():
@@ -205,11 +210,10 @@ class HttpDriver:
         source = self._source
         if source is None:
             return
-        more = source.ended(ask.request_id, asyncio.get_running_loop().time())
-        for following in more:
+        for following in source.ended(ask.request_id, asyncio.get_running_loop().time()):
             self._begin(following)
-        if more or (source.finished and not self._tasks):
-            self._after(source)
+        # An end may bring a time at which more is due, or be the last.
+        self._after(source)
 
     async def _ask(self, ask: Ask) -> None:
         """One request from its due time to its row."""
@@ -238,6 +242,10 @@ class HttpDriver:
         self.outcomes[row.outcome] += 1
         if answer.code:
             self._note(answer.code, answer.detail)
+        elif answer.tokens_told is None:
+            self.untold += 1
+        elif answer.tokens_told != len(answer.pieces):
+            self.spread += 1
         self._record(row)
 
     async def _exchange(self, ask: Ask, answer: Answer) -> None:

@@ -39,9 +39,12 @@ def check(history: History) -> InvariantResult:
         text = f"{tally.offered} requests were offered, {ended} ended{still}"
         found.append(Violation(run_end_s(history), "", "", text))
     found += _unasked(history) + _token_breaches(history) + _undispatched(history)
-    if not found:
+    sums = "token sums agree"
+    if history.info.outside:
+        sums = "how many tokens were made cannot be seen from outside"
+    elif not found:
         require_worker_rows(history)
-    return judged(NUMBER, NAME, found, f"{tally.offered} requests offered, all accounted for; token sums agree")
+    return judged(NUMBER, NAME, found, f"{tally.offered} requests offered, all accounted for; {sums}")
 
 
 def _unasked(history: History) -> list[Violation]:
