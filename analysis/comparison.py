@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student_t
 
+from analysis import statistics
 from analysis.statistics import Values
 
 Statistic = Callable[[Values], float]
@@ -19,7 +20,7 @@ Statistic = Callable[[Values], float]
 BLOCKS_MIN = 5
 """Fewer blocks a side say nothing about how much blocks differ."""
 RUNS_MIN = 3
-"""Fewer runs of the control say nothing about how much runs differ."""
+"""With fewer runs on either side nothing is known about how much runs differ."""
 RESAMPLES = 2000
 POWER = 0.8
 BLOCKS_MAX = 1000
@@ -121,15 +122,15 @@ def compare(
 
 
 def compare_runs(treatment: Sequence[float], control: Sequence[float], confidence: float) -> Comparison | None:
-    """Compare runs by one positive value each, such as their median latency; the treatment may be a single run.
+    """Compare runs by one positive value each, such as their median latency; one side may be a single run.
 
     Student's t of the logarithms with the spread of both sides pooled: the interval for the difference of m new
     observations and n old ones (Hahn and Meeker, Statistical Intervals (1991), section 4.8). It knows what differs from
-    run to run, which no comparison within one run does. None with fewer than 3 runs in the control, without a
-    treatment, or where a value is not positive and finite.
+    run to run, which no comparison within one run does. None with fewer than 3 runs on the larger side, with none on
+    the other, or where a value is not positive and finite.
     """
     above, below = np.asarray(treatment, dtype=float), np.asarray(control, dtype=float)
-    if len(below) < RUNS_MIN or len(above) < 1:
+    if max(len(above), len(below)) < RUNS_MIN or min(len(above), len(below)) < 1:
         return None
     if not all(bool(np.all(np.isfinite(side) & (side > 0))) for side in (above, below)):
         return None
@@ -139,10 +140,54 @@ def compare_runs(treatment: Sequence[float], control: Sequence[float], confidenc
     spread = math.sqrt(variance * (1 / len(above) + 1 / len(below)))
     ratio = math.exp(float(logs[0].mean() - logs[1].mean()))
     interval, lower, upper = _student_bounds(ratio, spread, freedom, confidence)
-    idle = math.sqrt(float(logs[1].var(ddof=1)) * (1 / len(above) + 1 / len(below)))
     sizes = (len(above), len(below))
-    found = detectable_difference(idle, freedom, confidence)
+    found = detectable_difference(spread, freedom, confidence)
     return Comparison(ratio, interval, lower, upper, found, sizes, sizes, False)
+
+
+def compare_estimates(
+    treatment: tuple[float, float, float], control: tuple[float, float, float], confidence: float
+) -> Comparison | None:
+    """Compare two estimates, each a positive value, its relative standard error and the degrees of freedom of that.
+
+    Welch's t on the logarithms, whose standard error is about the relative one (delta method). None where a value is
+    not positive and finite.
+    """
+    (top, above, more), (bottom, below, less) = treatment, control
+    if not (0 < top < math.inf and 0 < bottom < math.inf) or min(more, less) < 1:
+        return None
+    total = above**2 + below**2
+    freedom = total**2 / (above**4 / more + below**4 / less) if total > 0 else min(more, less)
+    interval, lower, upper = _student_bounds(top / bottom, math.sqrt(total), freedom, confidence)
+    found = detectable_difference(math.sqrt(2) * below, less, confidence)
+    return Comparison(top / bottom, interval, lower, upper, found, (1, 1), (1, 1), False)
+
+
+def compare_shares(treatment: tuple[int, int], control: tuple[int, int], confidence: float) -> Comparison | None:
+    """Compare two proportions, each as hits of samples, by their Clopper-Pearson bounds: safe, a little too wide.
+
+    Each bound takes half of the error that is allowed, so that both hold together (Bonferroni). None without samples.
+    Requests are counted as independent, which those of one stall are not.
+    """
+    if min(treatment[1], control[1]) < 1 or control[0] < 1:
+        return None
+    each = (1 + confidence) / 2
+    above, below = (statistics.proportion_interval(*side, each) for side in (treatment, control))
+    one = (statistics.proportion_interval(*side, confidence) for side in (treatment, control))
+    (low, high), (least, most) = one
+    # One more of each kind: a share of 1 in a sample does not mean that nothing varies.
+    share = (control[0] + 1) / (control[1] + 2)
+    spread = math.sqrt((1 - share) / share * (1 / treatment[1] + 1 / control[1]))
+    return Comparison(
+        ratio=treatment[0] / treatment[1] * control[1] / control[0],
+        interval=(above[0] / below[1], above[1] / below[0]),
+        lower=low / most,
+        upper=high / least,
+        detectable=detectable_difference(spread, math.inf, confidence),
+        blocks=(1, 1),
+        samples=(treatment[1], control[1]),
+        paired=False,
+    )
 
 
 def judge_change(comparison: Comparison | None, better: Literal["higher", "lower"], tolerance: float) -> Change:

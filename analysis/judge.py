@@ -74,7 +74,8 @@ def read_verdict(directory: Path) -> Verdict:
         raise UnreadableError(f"{path}: not a verdict: {error}") from None
 
 
-def _criteria(history: History, section: str) -> dict[str, Criterion]:
+def read_criteria(history: History, section: str) -> dict[str, Criterion]:
+    """The criteria of `steady_state` or `expectations`, by name. Raises UnreadableError."""
     try:
         return msgspec.convert(history.experiment.get(section) or {}, dict[str, Criterion])
     except msgspec.ValidationError as error:
@@ -89,7 +90,7 @@ def _steady_state(history: History) -> list[CriterionResult]:
         phase = str(history.experiment.get(f"{part}_phase", part))
         if not isinstance(planned, dict) or phase not in planned:
             continue
-        for name, criterion in _criteria(history, "steady_state").items():
+        for name, criterion in read_criteria(history, "steady_state").items():
             result = evaluate(history, f"{name} ({phase})", msgspec.structs.replace(criterion, phase=phase))
             if part == "baseline" and result.verdict is Outcome.FAIL:
                 text = f"the cluster was not in its steady state before the fault: {result.explanation}"
@@ -99,7 +100,7 @@ def _steady_state(history: History) -> list[CriterionResult]:
 
 
 def _expectations(history: History) -> list[CriterionResult]:
-    return [evaluate(history, name, criterion) for name, criterion in _criteria(history, "expectations").items()]
+    return [evaluate(history, name, criterion) for name, criterion in read_criteria(history, "expectations").items()]
 
 
 def _nothing_expected(expectations: list[CriterionResult]) -> list[tuple[Outcome, str]]:
@@ -136,7 +137,7 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
     if criterion.when_target is not None and criterion.when_target != role:
         return result(Outcome.NOT_APPLICABLE, f"it is about a fault of a {criterion.when_target}")
     try:
-        counted = _met_by_a_fault(history) if criterion.while_faulted else history
+        counted = met_by_a_fault(history) if criterion.while_faulted else history
         seen = measure(
             counted, criterion.metric, criterion.phase, criterion.confidence, arm=criterion.arm, versus=criterion.versus
         )
@@ -153,8 +154,11 @@ def _unit(criterion: Criterion) -> str:
     return metric.unit if metric is not None and criterion.versus is None else ""
 
 
-def _met_by_a_fault(history: History) -> History:
-    """The history of only those requests whose life overlaps a fault. One without a row lives on from intended_s."""
+def met_by_a_fault(history: History) -> History:
+    """The history of only those requests whose life overlaps a fault. One without a row lives on from intended_s.
+
+    Raises CannotJudge where no fault was injected.
+    """
     windows = fault_windows(history)
     if not windows:
         raise CannotJudge("no fault was injected, so none met a request")
