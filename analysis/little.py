@@ -69,8 +69,9 @@ def _phase(history: History, phase: Phase) -> tuple[str, float, float, float, in
         mine = lives[lives["node"] == node]
         sampled += float(samples["open_requests"].mean())
         should += float(_alive(mine, samples["time_s"].to_numpy(dtype=float)).mean())
-    overlap = np.minimum(lives["ended_s"], end_s) - np.maximum(lives["intended_s"], start_s)
-    expected = float(overlap.clip(lower=0.0).sum()) / (end_s - start_s)
+    begun, ended = (lives[name].to_numpy(dtype=float) for name in ("intended_s", "ended_s"))
+    overlap = np.maximum(0.0, np.minimum(ended, end_s) - np.maximum(begun, start_s))
+    expected = float(overlap.sum()) / (end_s - start_s)
     came = lives[lives["intended_s"].between(start_s, end_s, inclusive="left")]
     lag_s = float((came["sent_s"] - came["intended_s"]).mean()) if len(came) else 0.0
     per_s = max(len(came), int((overlap > 0).sum())) / (end_s - start_s)

@@ -9,6 +9,7 @@ from cluster.controller.ledger import Attempt, Entry, Ledger
 from cluster.controller.membership import Change, Liveness, Warmth
 from cluster.controller.retry import RetryHandler
 from cluster.controller.rows import attempt_ended, breaker_change, event, stale_report
+from cluster.controller.service_time import ServiceTimes
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
 from cluster.controller.waiting import Line, WaitingRoom, line_of
@@ -67,6 +68,7 @@ class ControllerNode:
         self._retries = RetryHandler(policy.retry, random)
         # Half of a client's patience: a word may be late, or lost once.
         self._timeouts = TimeoutHandler(policy.timeout, policy.client.silence_s / 2)
+        self._service = ServiceTimes()
         self._link = False
         self._settled_s = float("inf")
         self._tokens_delivered = 0
@@ -238,6 +240,9 @@ class ControllerNode:
         commands: list[Command] = []
         held_up: list[Line] = []
         while (entry := self._waiting.next(held_up)) is not None:
+            if self._service.is_hopeless(entry, now):
+                commands += self._end(entry, Code.DEADLINE_EXCEEDED, now)
+                continue
             commands += self._dispatch(entry, now)
             if entry in self._waiting:
                 held_up.append(line_of(entry))
@@ -360,6 +365,7 @@ class ControllerNode:
         if chunk.tokens or chunk.finish is not None:
             news.setdefault(entry.submit.client, []).append((entry.submit.submission, told))
         if chunk.finish is not None:
+            self._service.completed(entry.submit.model, attempt, now)
             state = self._breakers[attempt.worker].succeeded(attempt.id)
             closed = self._close_attempt(entry, "completed", "", now)
             self._forget(entry)
@@ -456,6 +462,8 @@ class ControllerNode:
             assert entry is not None
             code = self._timeouts.expired(entry, now)
             if code is Code.DEADLINE_EXCEEDED:
+                if entry.attempt is not None:
+                    self._service.expired(entry.submit.model, entry.attempt, now)
                 commands += self._end(entry, code, now)
             elif code is not None:
                 commands += self._silent(entry, code, now)

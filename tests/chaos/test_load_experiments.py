@@ -102,6 +102,33 @@ def test_a_spike_fills_the_batches_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert done.samples("success_in_spike") >= 460
 
 
+def test_twice_the_capacity_for_longer_than_a_deadline_costs_no_goodput(tmp_path: Path) -> None:
+    """Then everybody comes to a worker with hardly any time left; what is begun all the same is thrown away."""
+    done = Done(
+        tmp_path,
+        "load_spike",
+        "cluster.workers=1",
+        "policy.client.deadline_s=3",
+        "phases.spike.load.rate=200%",
+        "phases.spike.duration_s=14",
+        "phases.drain.duration_s=5",
+    )
+    requests, attempts = done.history.requests, done.history.attempts
+    spike = next(phase for phase in done.history.phases() if phase.name == "spike")
+    capacity_per_s = len(requests[requests["intended_s"].between(spike.start_s, spike.end_s)]) / 14 / 2
+    ended = requests.loc[requests["outcome"] == "completed", "ended_s"]
+    late_s = spike.end_s - 8
+    assert ended.between(late_s, spike.end_s).sum() / 8 > 0.8 * capacity_per_s
+    worked = attempts[attempts["side"] == "worker"]
+    assert (worked["outcome"] == "completed").mean() > 0.98
+    told = requests[requests["outcome"] == "failed"]
+    assert len(told) > 300
+    assert (told["code"] == "DEADLINE_EXCEEDED").all()
+    assert (told["ended_s"] <= told["deadline_s"]).all(), "they are told before it is too late"
+    after = next(each for each in done.verdict.criteria if each.name == "success (recovery)")
+    assert after.measured == 1.0, "and the line is gone with the load that made it"
+
+
 def test_a_minute_of_load_says_as_much_of_ten_minutes_as_a_minute_can(tmp_path: Path) -> None:
     done = Done(tmp_path, "sustained_load")
     assert done.failed() == {}
