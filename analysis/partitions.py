@@ -278,7 +278,10 @@ def _typed(batch: pa.RecordBatch, part: Partition) -> pa.RecordBatch:
             arrays.append(array.cast(pa.string()))
         else:
             arrays.append(array.cast(pa.int64()))
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+    typed = pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+    # A text need not be one: bytes of a spoilt file would come to light only where somebody reads them.
+    typed.validate(full=True)
+    return typed
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -237,6 +237,19 @@ def test_values_that_no_run_has_are_refused(tmp_path: Path, column: str, value: 
         load_history(directory)
 
 
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    directory = save(tmp_path / "run")
+    table = pq.read_table(directory / "schedule.parquet")
+    spoilt = pa.array([b"r\xff9"] * table.num_rows, pa.binary()).view(pa.string())
+    table = table.set_column(0, table.schema.field(0), spoilt)
+    arm = table.schema.get_field_index("arm")
+    table = table.set_column(arm, table.schema.field(arm), pa.array(["a"] * table.num_rows))
+    pq.write_table(table, directory / "schedule.parquet")
+    for read in (load_history, summarise):
+        with pytest.raises(UnreadableError, match=r"schedule\.parquet: not .* UTF8"):
+            read(directory)
+
+
 def test_an_incarnation_is_a_time_in_nanoseconds(tmp_path: Path) -> None:
     directory = save(tmp_path / "run")
     table = pq.read_table(directory / "requests.parquet")
