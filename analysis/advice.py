@@ -16,7 +16,7 @@ from scipy.stats import theilslopes
 from analysis.facts import CannotJudge, fault_windows, offered, policy, run_end_s
 from analysis.history import History, Phase
 from analysis.statistics import percentile
-from analysis.time_shares import PARTS, WAITING, TimeShares, mean_request, request_times
+from analysis.time_shares import PARTS, WAITING, TimeShares, arm_of, mean_request, request_times
 
 REQUESTS_MIN = 20
 """Of fewer requests nothing is concluded."""
@@ -78,11 +78,13 @@ class Facts(msgspec.Struct, frozen=True):
 def advise(history: History) -> list[Advice]:
     """What the data say should be changed, what matters most first; nothing where nothing stands out.
 
-    A rule whose data or settings a history lacks says nothing.
+    A rule whose data or settings a history lacks says nothing. Arms of a comparison wait and compute differently on
+    purpose, so about those there is no advice.
     """
-    facts = _facts(history)
+    compared = bool((arm_of(history) != "").any())
+    facts = None if compared else _facts(history)
     found = [] if facts is None else [_tried(rule, facts) for rule in REQUEST_RULES]
-    found += [_tried(rule, history) for rule in RUN_RULES]
+    found += [_tried(rule, history) for rule in RUN_RULES if not (compared and rule is _throughput)]
     return [advice for advice in found if advice is not None]
 
 
@@ -129,7 +131,11 @@ def _waiting(facts: Facts) -> Advice | None:
     where = "at the controller" if _at_controller(facts) else "on the workers"
     evidence = f"mean wait {_s(facts.wait_s)} of {_s(facts.mean.mean_s)}, mostly {where}; {seen}"
     return Advice(
-        "queue_wait", f"Requests spend {share:.0%} of their time waiting for their turn", evidence, remedy, setting
+        "queue_wait",
+        f"Requests spend {_percent(share)} of their time waiting for their turn",
+        evidence,
+        remedy,
+        setting,
     )
 
 
@@ -179,7 +185,7 @@ def _prefill(facts: Facts) -> Advice | None:
     later = rows[rows["turn"] > 0]
     cached = float(later["cached_tokens"].sum() / max(1, later["prompt_tokens"].sum()))
     if len(later):
-        evidence += f"; {cached:.0%} of the prompt tokens of later turns came out of a cache"
+        evidence += f"; {_percent(cached)} of the prompt tokens of later turns came out of a cache"
     step = facts.count("worker", "prefill_step_tokens")
     if len(later) and cached < REUSE_SHARE:
         remedy, setting = _more_reuse(facts)
@@ -188,7 +194,9 @@ def _prefill(facts: Facts) -> Advice | None:
         setting = f"--set policy.worker.prefill_step_tokens={2 * step}"
     else:
         remedy, setting = "Shorten the prompts, or let them share their beginnings", ""
-    return Advice("prefill", f"Computing prompts takes {share:.0%} of the time of requests", evidence, remedy, setting)
+    return Advice(
+        "prefill", f"Computing prompts takes {_percent(share)} of the time of requests", evidence, remedy, setting
+    )
 
 
 def _more_reuse(facts: Facts) -> tuple[str, str]:
@@ -213,7 +221,7 @@ def _decode(facts: Facts) -> Advice | None:
     if share < DECODE_SHARE or facts.batch is None or facts.batch >= SMALL_BATCH:
         return None
     limit = facts.count("worker", "batch_max")
-    finding = f"Making tokens takes {share:.0%} of the time of requests, in small batches"
+    finding = f"Making tokens takes {_percent(share)} of the time of requests, in small batches"
     evidence = f"mean batch {facts.batch:.1f} of {limit} allowed; mean wait {_s(facts.wait_s)}"
     if facts.batch >= FULL_SHARE * limit:
         remedy = "Let several requests share each step of the engine"
@@ -245,7 +253,11 @@ def _bus(facts: Facts) -> Advice | None:
     evidence += "" if lag_s is None else f"; 95 % of the nodes' wake-ups were at most {_s(lag_s)} late"
     remedy, setting = _fewer_messages(flush_s)
     return Advice(
-        "bus", f"Requests are under way between the nodes for {share:.0%} of their time", evidence, remedy, setting
+        "bus",
+        f"Requests are under way between the nodes for {_percent(share)} of their time",
+        evidence,
+        remedy,
+        setting,
     )
 
 
@@ -264,7 +276,9 @@ def _slow_tail(facts: Facts) -> Advice | None:
     slow = facts.times[facts.times["total_s"] >= level_s]
     mean = mean_request(slow)
     worst = max(mean.parts, key=lambda part: mean.parts[part])
-    evidence = f"of the time of the {len(slow)} slowest requests {mean.share(worst):.0%} went here: {PARTS[worst]}"
+    evidence = (
+        f"of the time of the {len(slow)} slowest requests {_percent(mean.share(worst))} went here: {PARTS[worst]}"
+    )
     remedy, setting = _remedy_for(facts, worst)
     return Advice("p95_latency", f"p95 latency is {_s(level_s)}, more than {P95_MAX_S:g} s", evidence, remedy, setting)
 
@@ -327,7 +341,7 @@ def _memory(history: History) -> Advice | None:
     limit = int(policy(history, "memory", "cache_bytes_max"))
     evidence = (
         f"its resident memory grows by {60 * per_s / 2**20:.3g} MiB a minute "
-        f"(95 % interval {60 * low / 2**20:.3g} to {60 * high / 2**20:.3g}), {share:.0%} in {span_s:.0f} s; "
+        f"(95 % interval {60 * low / 2**20:.3g} to {60 * high / 2**20:.3g}), {_percent(share)} in {span_s:.0f} s; "
         f"its kept caches grew by {cache / 2**20:.3g} MiB and may hold {limit / 2**20:.3g} MiB"
     )
     if cache >= per_s * span_s / 2:
@@ -375,6 +389,10 @@ def _flapping(history: History) -> Advice | None:
         "Keep it open for longer, and look for what is wrong with the worker",
         setting,
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _s(value: float) -> str:

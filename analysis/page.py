@@ -12,7 +12,8 @@ from analysis import canvas
 from analysis.facts import CannotJudge, finished, offered
 from analysis.history import History, Phase
 from analysis.metrics import measure
-from analysis.recovery import fault_times
+from analysis.recovery import FaultTimes, fault_times
+from analysis.time_shares import time_shares
 from analysis.verdict import Counts, CriterionResult, Verdict
 
 SUFFERED_MAX = 50
@@ -20,6 +21,13 @@ SHARES = ("share", "ratio")
 SLOWEST_MAX = 10
 RECOVERIES_MAX = 8
 TITLE_MAX = 140
+BARS_MAX = 16
+SHARE_MIN = 0.0005
+"""A part with less of the time, in every bar, is left out."""
+PART_COLOURS = {
+    "send": canvas.YELLOW, "bus": canvas.SKY, "controller": canvas.ORANGE, "retry": canvas.VERMILLION,
+    "queue": canvas.PURPLE, "prefill": canvas.GREEN, "decode": canvas.BLUE, "unknown": canvas.GREY,
+}  # fmt: skip
 OUTCOMES = ("completed", "failed", "refused", "cancelled", "in_flight")
 HEADLINES = {
     "pass": "Shown: every expectation was met and no invariant was broken.",
@@ -32,6 +40,17 @@ RECOVERY = {
     "detection_s": ("Detection", "from the injection until the cluster noticed"),
     "mitigation_s": ("Mitigation", "from the injection to the last dispatch wasted on a target"),
     "return_to_steady_s": ("Return to steady state", "from the heal until the cluster was whole again"),
+}
+
+
+NOTICED = {
+    "attempt_failed": "an attempt failed",
+    "worker_suspected": "heartbeats were overdue",
+    "worker_dead": "heartbeats stayed away",
+    "breaker_opened": "its breaker opened",
+    "contact_lost": "a client heard nothing",
+    "link_down": "a link was lost",
+    "engine_died": "the engine ended",
 }
 
 
@@ -59,6 +78,15 @@ class PhaseRow(msgspec.Struct, frozen=True):
     p50_s: float | None
     p95_s: float | None
     under_fault: bool
+
+
+class ShareBar(msgspec.Struct, frozen=True):
+    """Where the time of the mean request of a phase or arm goes: name of the part, its share, its seconds."""
+
+    label: str
+    requests: int
+    mean_s: float
+    parts: list[tuple[str, float, float]]
 
 
 class RequestLine(msgspec.Struct, frozen=True):
@@ -119,6 +147,19 @@ def phase_rows(history: History) -> list[PhaseRow]:
     return rows
 
 
+def share_bars(history: History) -> list[ShareBar]:
+    """A bar for each arm, or for each phase where there are none, with its parts in the order of PARTS."""
+    shares = time_shares(history)
+    armed = any(each.arm for each in shares)
+    return [
+        ShareBar(
+            (each.arm if armed else each.phase).replace("_", " "), each.requests, each.mean_s,
+            [(part, each.share(part), seconds_spent) for part, seconds_spent in each.parts.items()],
+        )
+        for each in shares[:BARS_MAX]
+    ]  # fmt: skip
+
+
 def _measured(history: History, metric: str, phase: Phase) -> float | None:
     try:
         return measure(history, metric, phase.name).value
@@ -169,16 +210,18 @@ def recoveries(history: History) -> list[Recovery]:
         Recovery(
             f"{times.kind} {', '.join(times.targets)}",
             times.explanation(),
-            [_step(history, metric, getattr(times, metric), limits[metric], longest) for metric in RECOVERY],
+            [_step(history, metric, times, limits[metric], longest) for metric in RECOVERY],
         )
         for times in found[:RECOVERIES_MAX]
     ]
 
 
-def _step(
-    history: History, metric: str, value_s: float | None, limit_s: float | None, longest_s: float
-) -> RecoveryStep:
+def _step(history: History, metric: str, times: FaultTimes, limit_s: float | None, longest_s: float) -> RecoveryStep:
     label, meaning = RECOVERY[metric]
+    value_s: float | None = getattr(times, metric)
+    if metric == "detection_s" and value_s is not None:
+        how = NOTICED.get(times.noticed_how, times.noticed_how.replace("_", " "))
+        meaning = f"from the injection until {times.noticed_by} noticed: {how}"
     allowed = "no limit was set" if limit_s is None else f"limit ≤ {limit_s:g} s"
     mark = None if limit_s is None else limit_s / longest_s
     # A run that was cut does not know what came after.
@@ -256,6 +299,10 @@ def rerun(history: History) -> list[str]:
     """Commands that repeat this run and remake this report, from the folder that holds `results`."""
     info = history.info
     place = f"results/{info.run_id}"
+    command = history.experiment.get("command")
+    if isinstance(command, list):
+        # Not of an experiment file, so it says itself how it was run.
+        return [shlex.join(map(str, command)), shlex.join(["python", "-m", "analysis.report", place])]
     return [
         shlex.join(
             ["python", "-m", "chaos.run", f"{place}/experiment.yaml", "--world", info.world, "--seed", str(info.seed)]
@@ -278,6 +325,13 @@ def seconds(value: float | None) -> str:
     if abs(value) < 0.9995:
         return f"{value * 1000:.0f} ms"
     return f"{value:.2f} s" if abs(value) < 10 else f"{value:,.1f} s"
+
+
+def brief(value: float) -> str:
+    """A part of a duration: as `seconds`, and to a tenth of a millisecond where it is short."""
+    if value < 0.000_05:
+        return "0 s"
+    return f"{value * 1000:.1f} ms" if value < 0.01 else seconds(value)
 
 
 def clock(value: float | None) -> str:
@@ -303,6 +357,11 @@ def quantity(value: float | None, unit: str) -> str:
     if unit == "s":
         return seconds(value)
     return f"{value:,.4g}{' ' + unit if unit else ''}"
+
+
+def mebibytes(value: int | None) -> str:
+    """Bytes as MiB."""
+    return "–" if value is None else f"{value / 2**20:,.0f} MiB"
 
 
 def interval(criterion: CriterionResult) -> str:

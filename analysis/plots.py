@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
@@ -13,15 +14,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from analysis import canvas
 from analysis.canvas import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, Floats, Size
 from analysis.facts import offered
-from analysis.history import History, Phase
+from analysis.history import History
 from analysis.lanes import state_lanes
+from analysis.time_shares import arm_of
+from analysis.usage import USAGE, gpu, largest, memory, processor, worker_lanes
+
+Flags = npt.NDArray[np.bool_]
 
 # Bad outcomes first: stacked from below they share the baseline, where small numbers can be compared.
 OUTCOMES = {"in_flight": GREY, "failed": VERMILLION, "refused": ORANGE, "cancelled": PURPLE, "completed": BLUE}
-PHASE_STYLES = (
+CURVE_STYLES = (
     (BLUE, "-"), (VERMILLION, "-"), (GREEN, (0, (5, 1.5))), (PURPLE, (0, (1.5, 1))), (INK, (0, (6, 1, 1, 1))),
 )  # fmt: skip
-LANES_MAX = 8
 DOTS_MAX = 4000
 P50_SAMPLES_MIN, P95_SAMPLES_MIN = 5, 20
 
@@ -35,9 +39,13 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Plot(msgspec.Struct, frozen=True):
-    """A plot, drawn for wide pages and for narrow ones, with the words that go with it."""
+    """A plot, drawn for wide pages and for narrow ones, with the words that go with it.
+
+    section: where in the report it stands: `time`, `latency` or `workers`.
+    """
 
     name: str
+    section: str
     title: str
     caption: str
     alternative: str
@@ -48,33 +56,58 @@ class Plot(msgspec.Struct, frozen=True):
 
 def draw(history: History) -> list[Plot]:
     """All plots of a run, in reading order."""
-    return [
-        _plot(history, "outcomes", outcomes, "What happened to the requests", "Requests per second, by intended time."),
+    arms = _arms(history)
+    drawn = [
         _plot(
-            history, "latency", latency, "Latency",
+            history, "outcomes", "time", outcomes, "What happened to the requests",
+            "Requests per second, by intended time.",
+        ),
+        _plot(
+            history, "latency", "time", latency, "Latency",
             "From the intended send time to the end of the answer; one dot per request, at its intended time.",
         ),
         _plot(
-            history, "states", state_lanes, "Who was trusted, and who was reachable",
+            history, "states", "time", state_lanes, "Who was trusted, and who was reachable",
             "Membership and circuit breakers as the controller saw them, links as each node noticed.",
         ),
-        _plot(history, "work", work, "Work per worker", "Tokens per second that each worker made, all to one scale."),
         _plot(
-            history, "queues", queues, "Queues and batches",
-            "Sequences in the running batch and requests waiting on each worker, from the node samples.",
-        ),
-        _plot(
-            history, "distribution", distribution, "Latency by phase",
+            history, "distribution", "latency", distribution, f"Latency by {'arm' if arms else 'phase'}",
             "Share of the offered requests that had completed after so many seconds. A request that never completed "
             "keeps its curve below 100 %.",
         ),
+        _plot(
+            history, "work", "workers", work, "Work per worker",
+            "Tokens per second that each worker made, all to one scale.",
+        ),
+        _plot(
+            history, "queues", "workers", queues, "Queues and batches",
+            "Sequences in the running batch and requests waiting on each worker, from the node samples.",
+        ),
+        _plot(history, "memory", "workers", memory, "Memory", _memory_caption(history)),
+        _plot(
+            history, "processor", "workers", processor, "Processor",
+            "Share of a core that each node's process used; of a host, of all its cores.",
+        ),
+        _plot(history, "gpu", "workers", gpu, "GPU", "Share of the time in which the GPU was busy."),
     ]  # fmt: skip
+    # What a world does not measure is said in a line of text and needs no empty plot, see usage.unmeasured.
+    return [plot for plot in drawn if plot.name not in USAGE or not canvas.is_blank(plot.wide)]
 
 
-def _plot(history: History, name: str, of: Callable[[History, Size], str], title: str, caption: str) -> Plot:
+def _memory_caption(history: History) -> str:
+    if history.nodes["resident_bytes"].notna().any():
+        return "Resident memory of each node's process, all to one scale."
+    return (
+        "What each worker's ledger says it holds: weights, running requests and kept caches. No process was measured."
+    )
+
+
+def _plot(
+    history: History, name: str, section: str, of: Callable[[History, Size], str], title: str, caption: str
+) -> Plot:
     wide, narrow = of(history, canvas.WIDE), of(history, canvas.NARROW)
     entries = [] if canvas.is_blank(wide) else key(name, history)
-    return Plot(name, title, caption, f"{title}. {caption}", entries, wide, narrow)
+    return Plot(name, section, title, caption, f"{title}. {caption}", entries, wide, narrow)
 
 
 def key(name: str, history: History) -> list[Key]:
@@ -97,11 +130,13 @@ def key(name: str, history: History) -> list[Key]:
         case "queues":
             return [Key("in the batch", SKY), Key("waiting", VERMILLION, "line")]
         case "distribution":
-            styles = zip(_judged_phases(history), PHASE_STYLES, strict=False)
+            styles = zip(_groups(history, offered(history)), CURVE_STYLES, strict=False)
             return [
-                Key(canvas.clean(phase.name, 40).replace("_", " "), colour, "line" if dash == "-" else "dashed")
-                for phase, (colour, dash) in styles
+                Key(canvas.clean(name, 40).replace("_", " "), colour, "line" if dash == "-" else "dashed")
+                for name, (colour, dash) in styles
             ]
+        case "memory" if history.nodes["mlx_active_bytes"].notna().any():
+            return [Key("resident", SKY), Key("held by MLX", VERMILLION, "line")]
     return []
 
 
@@ -246,7 +281,7 @@ def work(history: History, size: Size) -> str:
     line = canvas.time_axis(history)
     edges = canvas.nice_bins(line.end_s)
     lanes = {str(worker): _token_rate(rows, edges) for worker, rows in made.groupby("worker", sort=True)}
-    return _worker_lanes(history, size, "work", alternative, lanes, edges, "tokens/s")
+    return worker_lanes(history, size, "work", alternative, lanes, edges, "tokens/s")
 
 
 def _token_rate(rows: pd.DataFrame, edges: Floats) -> Floats:
@@ -268,72 +303,36 @@ def queues(history: History, size: Size) -> str:
         return canvas.blank(size, "No sample of a worker was recorded.", alternative)
     edges = canvas.nice_bins(canvas.time_axis(history).end_s)
     groups = {str(node): rows for node, rows in samples.groupby("node", sort=True)}
-    batch = {node: _largest(rows, "active", edges) for node, rows in groups.items()}
-    waiting = {node: _largest(rows, "queue_depth", edges) for node, rows in groups.items()}
-    return _worker_lanes(history, size, "queues", alternative, batch, edges, "", waiting)
+    batch = {node: largest(rows, "active", edges) for node, rows in groups.items()}
+    waiting = {node: largest(rows, "queue_depth", edges) for node, rows in groups.items()}
+    return worker_lanes(history, size, "queues", alternative, batch, edges, "", waiting)
 
 
-def _largest(rows: pd.DataFrame, column: str, edges: Floats) -> Floats:
-    """The largest sample in each bin, NaN where there is none."""
-    times, values = canvas.floats(rows, "time_s"), canvas.floats(rows, column)
-    largest = np.full(len(edges) - 1, -np.inf)
-    places = np.searchsorted(edges, times, side="right") - 1
-    inside = (places >= 0) & (places < len(largest)) & np.isfinite(values)
-    np.maximum.at(largest, places[inside], values[inside])
-    return np.where(np.isfinite(largest), largest, np.nan)
+def _arms(history: History) -> list[str]:
+    """The arms that the run compares, in the order of the experiment."""
+    planned = set(arm_of(history)) - {""}
+    named = history.experiment.get("arms")
+    order = [str(name) for name in named] if isinstance(named, dict) else []
+    return [name for name in order if name in planned] + sorted(planned - set(order))
 
 
-def _worker_lanes(
-    history: History, size: Size, name: str, alternative: str, areas: dict[str, Floats], edges: Floats, unit: str,
-    lines: dict[str, Floats] | None = None,
-) -> str:  # fmt: skip
-    """One lane per worker, all to one scale: an area, and a line over it."""
-    shown, hidden = _chosen(history, list(areas))
-    everything = np.concatenate([levels[worker] for levels in (areas, lines or areas) for worker in shown])
-    peak = max(1.0, float(np.nanmax(everything, initial=0)))
-    pitch = 58.0 if len(shown) <= 4 else 42.0
-    # The text of a lane has a strip of its own above the tallest area.
-    share = 0.92 - (size.font + 4) / pitch
-    figure, axes = canvas.over_time(size, pitch * len(shown) + (18 if hidden else 0), canvas.time_axis(history))
-    axes.set_ylim(len(shown) + (18 / pitch if hidden else 0), 0)
-    for row, worker in enumerate(shown):
-        ground = row + 0.92
-        axes.axhline(ground, color=FAINT, linewidth=0.6, zorder=1)
-        level = ground - np.nan_to_num(areas[worker]) / peak * share
-        axes.stairs(level, edges, baseline=ground, fill=True, color=SKY, alpha=0.85, linewidth=0)
-        if lines is not None:
-            axes.stairs(ground - lines[worker] / peak * share, edges, baseline=None, color=VERMILLION, linewidth=1.5)
-        highest = float(np.nanmax(areas[worker], initial=0))
-        text = f"max {highest:.0f}{' ' + unit if unit else ''}"
-        canvas.legible(axes, size, text, (edges[0] + 0.004 * edges[-1], row + 0.04), INK, va="top")
-    middles = [0.92 + row - share / 2 for row in range(len(shown))]
-    axes.set_yticks(middles, [canvas.short(worker, size) for worker in shown])
-    if hidden:
-        axes.text(0, len(shown) + 0.1, f"and {hidden} more workers", va="top", fontsize=size.font, color=FAINT)
-    return canvas.svg(figure, f"{name}-{size.name}", alternative)
-
-
-def _chosen(history: History, workers: list[str]) -> tuple[list[str], int]:
-    """The workers to show, those that a fault was aimed at first, and how many are left out."""
-    hit = {str(target) for targets in history.faults["targets"] for target in targets}
-    ordered = sorted(workers, key=lambda worker: (worker not in hit, canvas.natural(worker)))
-    kept = ordered[:LANES_MAX]
-    return sorted(kept, key=canvas.natural), len(workers) - len(kept)
-
-
-def _judged_phases(history: History) -> list[Phase]:
-    """The phases that are measured: a warm-up is not."""
+def _groups(history: History, requests: pd.DataFrame) -> dict[str, Flags]:
+    """What has a curve of its own, and which requests are its: every arm, else every phase that is measured."""
+    arms = _arms(history)[: len(CURVE_STYLES)]
+    if arms:
+        of = requests["request_id"].map(arm_of(history)).to_numpy()
+        return {arm: of == arm for arm in arms}
+    intended = canvas.floats(requests, "intended_s")
     phases = [phase for phase in history.phases() if not phase.name.startswith("warm")]
-    return phases[: len(PHASE_STYLES)]
+    return {phase.name: (intended >= phase.start_s) & (intended < phase.end_s) for phase in phases[: len(CURVE_STYLES)]}
 
 
 @canvas.drawing
 def distribution(history: History, size: Size) -> str:
-    """Share of the offered requests of each phase that had completed after a time."""
-    alternative = "Cumulative share of requests completed by latency, one curve per phase"
+    """Share of the offered requests of each arm, or phase, that had completed after a time."""
+    alternative = "Cumulative share of requests completed by latency, one curve per arm or phase"
     requests = offered(history)
-    phases = _judged_phases(history)
-    if requests.empty or not phases:
+    if requests.empty or not _groups(history, requests):
         return canvas.blank(size, "No request was recorded in a phase.", alternative)
     if not history.info.complete:
         requests = requests[requests["outcome"] != "in_flight"]
@@ -342,8 +341,7 @@ def distribution(history: History, size: Size) -> str:
     taken = canvas.floats(requests, "ended_s") - intended
     completed = (requests["outcome"] == "completed").to_numpy() & np.isfinite(taken)
     _latency_axis(axes, taken[completed])
-    for phase, (colour, dash) in zip(phases, PHASE_STYLES, strict=False):
-        inside = (intended >= phase.start_s) & (intended < phase.end_s)
+    for inside, (colour, dash) in zip(_groups(history, requests).values(), CURVE_STYLES, strict=False):
         done = np.sort(taken[inside & completed])
         if len(done):
             share = np.arange(1, len(done) + 1) / inside.sum()

@@ -33,7 +33,8 @@ def _environment(shown: Callable[[object], object]) -> jinja2.Environment:
     environment.filters.update(
         seconds=page.seconds, clock=page.clock, percent=page.percent, interval=page.interval, limit=page.limit,
         measured=lambda criterion: page.quantity(criterion.measured, criterion.unit), flattened=page.flattened,
-        quantity=page.quantity, sentence=page.sentence, words=lambda text: str(text).replace("_", " "),
+        quantity=page.quantity, brief=page.brief, mebibytes=page.mebibytes, sentence=page.sentence,
+        words=lambda text: str(text).replace("_", " "),
         # Nothing is structure in an indented block, and entities would show as such.
         verbatim=lambda text: Markup(canvas.clean(text, TEXT_MAX)),
     )  # fmt: skip

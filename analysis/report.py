@@ -9,23 +9,23 @@ import json
 import os
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from analysis import canvas, page, plots
+from analysis import arms_view, canvas, page, plots, usage, whisker
+from analysis.advice import Advice, advise
 from analysis.history import History, UnreadableError, read_info
 from analysis.judge import SUFFERED_MAX, judge, write_verdict
 from analysis.reader import load_history
+from analysis.rendering import TEXT_MAX, html_template, markdown_template
 from analysis.salvage import salvage
+from analysis.time_shares import PARTS
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
+from analysis.workers_view import worker_rows
 
-TEMPLATES = Path(__file__).parent / "templates"
-_TEXT_MAX = 600
-# What Markdown would take for structure; HTML is escaped besides.
-_MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "|\\`*[]"}
 _USAGE = 2
 
 
@@ -40,31 +40,56 @@ class PerformanceReporter:
     def html(self) -> str:
         """The page: one file that needs nothing else."""
         drawn = plots.draw(self._history)
-        inline = {f"{plot.name}_{size}": Markup(getattr(plot, size)) for plot in drawn for size in ("wide", "narrow")}
-        template = _environment(_for_html).get_template("report.html.j2")
-        return template.render(self._content(), plots=drawn, svg=inline, css=canvas.CSS_COLOURS)
+        gained = arms_view.gain_plot(self._history)
+        inline = {
+            f"{plot.name}_{size}": Markup(getattr(plot, size))
+            for plot in [*drawn, *gained]
+            for size in ("wide", "narrow")
+        }
+        template = html_template("report.html.j2")
+        return template.render(
+            self._content, plots=drawn, gained=gained, svg=inline, css=canvas.CSS_COLOURS,
+            whiskers=[whisker.draw(criterion) for criterion in self._verdict.criteria],
+        )  # fmt: skip
 
     def markdown(self) -> str:
         """The same in Markdown, without the plots."""
-        return _environment(_for_markdown).get_template("report.md.j2").render(self._content())
+        return markdown_template("report.md.j2").render(self._content)
 
     def junit(self) -> str:
         """The verdict as test cases, see `junit`."""
-        return junit(self._verdict)
+        return junit(self._verdict, self._advice)
 
     def write(self, directory: Path) -> None:
         """Write `report.html`, `report.md` and `junit.xml` into a results directory."""
         for name, text in (("report.html", self.html()), ("report.md", self.markdown()), ("junit.xml", self.junit())):
             _replace(directory / name, text)
 
+    @cached_property
+    def _advice(self) -> list[Advice]:
+        return advise(self._history)
+
+    @cached_property
     def _content(self) -> dict[str, object]:
         history, verdict = self._history, self._verdict
         phases, recoveries = page.phase_rows(history), page.recoveries(history)
+        shares = page.share_bars(history)
         return {
             "history": history,
             "info": history.info,
             "verdict": verdict,
             "title": page.title(history, verdict),
+            "advice": self._advice,
+            "shares": shares,
+            "parts": PARTS,
+            "shown_parts": {part for bar in shares for part, share, _ in bar.parts if share > page.SHARE_MIN},
+            "part_colours": page.PART_COLOURS,
+            "workers": worker_rows(history),
+            "unmeasured": usage.unmeasured(history),
+            "arms": arms_view.arm_rows(history),
+            "arm_columns": list(arms_view.COLUMNS.values()),
+            "ratios": arms_view.ratio_rows(history, verdict),
+            "gain": arms_view.gain(history),
             "question": str(history.experiment.get("question") or "").strip(),
             "headline": page.HEADLINES[verdict.verdict],
             "figures": page.figures(verdict.counts, phases, recoveries[0] if recoveries else None),
@@ -83,8 +108,10 @@ def write_report(directory: Path, history: History, verdict: Verdict, environmen
     PerformanceReporter(history, verdict, environment).write(directory)
 
 
-def junit(verdict: Verdict) -> str:
+def junit(verdict: Verdict, advice: Sequence[Advice] = ()) -> str:
     """The verdict as JUnit XML: a test case for each criterion and each invariant, and one for the whole.
+
+    advice: printed as the output of the suite, where it changes no outcome.
 
     fail is a failure, invalid an error; an inconclusive or not applicable part is skipped, with its reason. The case
     of the whole is an error when it is inconclusive: a CI that reads only this file must not take that for a pass.
@@ -102,10 +129,18 @@ def junit(verdict: Verdict) -> str:
     suite.set("tests", str(len(cases) + 1))
     for tag, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
+    if advice:
+        told = ElementTree.SubElement(suite, "system-out")
+        told.text = "\n".join(canvas.clean(_advised(each), TEXT_MAX) for each in advice)
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
+
+
+def _advised(advice: Advice) -> str:
+    text = f"advice: {advice.finding}: {advice.evidence}. {advice.remedy}"
+    return f"{text}: {advice.setting}" if advice.setting else text
 
 
 def _whole(outcome: Outcome) -> str:
@@ -118,34 +153,11 @@ def _case(
     place = canvas.clean(f"{verdict.experiment}.{kind}")
     case = ElementTree.SubElement(suite, "testcase", classname=place, name=canvas.clean(name), time="0")
     if tag:
-        lines = [canvas.clean(line, _TEXT_MAX) for line in text.splitlines() or [""]]
+        lines = [canvas.clean(line, TEXT_MAX) for line in text.splitlines() or [""]]
         mark = ElementTree.SubElement(case, tag, message=lines[0])
         if tag != "skipped":
             mark.set("type", outcome or verdict.verdict)
         mark.text = "\n".join(lines)
-
-
-def _environment(shown: Callable[[object], object]) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, finalize=shown, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(
-        seconds=page.seconds, clock=page.clock, percent=page.percent, interval=page.interval, limit=page.limit,
-        measured=lambda criterion: page.quantity(criterion.measured, criterion.unit), flattened=page.flattened,
-        sentence=page.sentence, words=lambda text: str(text).replace("_", " "),
-        # Nothing is structure in an indented block, and entities would show as such.
-        verbatim=lambda text: Markup(canvas.clean(text, _TEXT_MAX)),
-    )  # fmt: skip
-    return environment
-
-
-def _for_html(value: object) -> object:
-    return value if isinstance(value, Markup) else canvas.clean(value, _TEXT_MAX)
-
-
-def _for_markdown(value: object) -> Markup:
-    return Markup(str(escape(canvas.clean(value, _TEXT_MAX))).replace("&#39;", "'").translate(_MARKDOWN))
 
 
 def _replace(path: Path, text: str) -> None:
@@ -174,13 +186,13 @@ def main(arguments: list[str]) -> int:
         # Asked first: it tells best that a directory is not one of results.
         read_info(directory)
         for note in salvage(directory):
-            print(note, file=sys.stderr)
+            print(canvas.clean(note), file=sys.stderr)
         history = load_history(directory)
         verdict = judge(history)
         write_verdict(directory, verdict)
         write_report(directory, history, verdict, _read_environment(directory))
     except (UnreadableError, OSError) as error:
-        print(f"analysis.report: {error}", file=sys.stderr)
+        print(f"analysis.report: {canvas.clean(error)}", file=sys.stderr)
         return _USAGE
     reason = f": {canvas.clean(verdict.reasons[0])}" if verdict.reasons else ""
     print(f"{verdict.verdict.value}{reason}\n{directory / 'report.html'}")

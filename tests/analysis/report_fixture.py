@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from analysis.facts import counts
 from analysis.history import History, RunInfo
+from analysis.schema import ROW_TYPES
 from analysis.tables import SCHEDULE_SCHEMA, SCHEMAS
 from analysis.verdict import CriterionResult, FaultResult, InvariantResult, Outcome, Verdict, Violation
 
@@ -38,9 +40,17 @@ ENVIRONMENT: dict[str, object] = {
 def frame(table: str, rows: Sequence[dict[str, object]]) -> pd.DataFrame:
     """Rows as `load_history` gives them: the columns and types of the schema, also when there are none."""
     schema = SCHEMAS[table]
-    stamped = [{"node": "", "incarnation": 1, "sequence": number, **row} for number, row in enumerate(rows)]
+    plain = _defaults(table)
+    stamped = [{"node": "", "incarnation": 1, "sequence": number, **plain, **row} for number, row in enumerate(rows)]
     read: pd.DataFrame = pa.Table.from_pylist(stamped, schema=schema).to_pandas()
     return read
+
+
+def _defaults(table: str) -> dict[str, object]:
+    """Nothing in every column that must hold something."""
+    (row_type,) = (each for each in ROW_TYPES if table == each.TABLE)
+    nothing: dict[object, object] = {str: "", int: 0, float: 0.0, bool: False, list[str]: []}
+    return {field.name: nothing[field.type] for field in msgspec.structs.fields(row_type) if field.type in nothing}
 
 
 def history(*, workers: Sequence[str] = ("worker-0", "worker-1", "worker-2"), complete: bool = True) -> History:
@@ -183,7 +193,8 @@ def _samples(rng: np.random.Generator, workers: list[str]) -> list[dict[str, obj
                 "active": active if role == "worker" else 0, "active_max": 8, "open_requests": active * len(workers),
                 "open_requests_max": 512, "kv_bytes": 0, "kv_bytes_max": -1, "workers_ready": 3, "breakers_open": 0,
                 "tokens_made": 0, "link_up": not idle, "messages_in": 0, "messages_out": 0, "subscriptions": 1,
-                "loop_lag_s": 0.001,
+                "loop_lag_s": 0.001, "cpu_share": 0.2 + 0.1 * active, "gpu_busy_reason": "no counter here",
+                "resident_bytes": 2**28 + int(at) * 2**18, "mlx_active_bytes": 2**27 if role == "worker" else None,
             })  # fmt: skip
     return samples
 
