@@ -23,6 +23,9 @@ TOKENS_TOLD_MAX = 100_000
 _DETAIL_MAX = 200
 
 
+_NOTHING = msgspec.Raw(b"null")
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
@@ -47,7 +50,7 @@ class _Usage(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NOTHING
 
 
 class _Error(msgspec.Struct):
@@ -59,7 +62,6 @@ class _Error(msgspec.Struct):
 class _ErrorBody(msgspec.Struct):
     error: _Error | str | None = None
     message: str | None = None
-    detail: msgspec.Raw | None = None
 
 
 _events = msgspec.json.Decoder(_Event)
@@ -93,8 +95,9 @@ class Answer:
             body = _events.decode(event.data)
         except msgspec.DecodeError as error:
             return self.fail(ERROR_EVENT if event.kind == "error" else BAD_RESPONSE, f"{error}: {_text(event.data)}")
-        if event.kind == "error" or (body.error is not None and bytes(body.error) != b"null"):
-            return self._fail_as_told(bytes(body.error) if body.error is not None else event.data)
+        told = bytes(body.error) != b"null"
+        if told or event.kind == "error":
+            return self._fail_as_told(bytes(body.error) if told else event.data)
         if body.usage is not None:
             self._usage = body.usage
         for choice in (body.choices or ())[:1]:

@@ -1,0 +1,201 @@
+"""The command against the stub: a results directory that analysis reads, and mistakes told in one line."""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from aiohttp import web
+
+from analysis import report
+from analysis.judge import judge, read_verdict
+from analysis.reader import load_history
+from analysis.verdict import EXIT_CODES, Outcome
+from workloads import drive, roofline
+from workloads.roofline import Roofline
+from workloads.stub_server import StubServer
+
+LIMITS = Roofline(30.0, 64, 16, 0.9, 0.4, 100.0, 150, 0.002, 0.001, 0.004, 0.0, 0.001, 0.002, 0, 1.0)
+
+
+class Served:
+    """An application on a thread of its own."""
+
+    def __init__(self, application: web.Application) -> None:
+        self._application = application
+        self._up = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self.url = ""
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._thread.start()
+        assert self._up.wait(10)
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+
+    async def _serve(self) -> None:
+        runner = web.AppRunner(self._application, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        self._up.set()
+        await self._over.wait()
+        await runner.cleanup()
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[str]:
+    served = Served(StubServer(0.01, 0.001).application)
+    yield served.url
+    served.end()
+
+
+@pytest.fixture
+def known_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drive, "roofline", lambda cache: LIMITS)
+
+
+def run(url: str, out: Path, *more: str) -> int:
+    return drive.main(["--url", url, "--model", "m", "--warm-up", "0", "--out", str(out), *more])
+
+
+@pytest.mark.usefixtures("known_roofline")
+def test_a_drive_leaves_what_analysis_reads_and_judges_alike(
+    stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--rate", "300/s", "--duration", "2", "--slo", "1", "--expect", "latency_p95_s<=1", "--seed", "3"]
+    code = run(stub, tmp_path, *more, "--set", "output_tokens=[2,4]")
+    told = capsys.readouterr().out
+    directory = tmp_path / "latest"
+    verdict = read_verdict(directory)
+    assert verdict.counts.completed == verdict.counts.offered > 500, told
+    # That it was also quick enough is not for a test to say.
+    assert code == EXIT_CODES[verdict.verdict], told
+    assert {each.name: each.verdict for each in verdict.criteria}["success"] is Outcome.PASS
+    judged = {each.number: each.verdict for each in verdict.invariants}
+    assert {number for number, outcome in judged.items() if outcome is Outcome.PASS} == {1, 4, 9}
+    assert {outcome for number, outcome in judged.items() if number not in (1, 4, 9)} == {Outcome.NOT_APPLICABLE}
+    assert "client roofline on this host: 30 requests/s at most" in told
+    assert "NOTE: that is 1000% of what this driver does" in told
+    assert "goodput (within --slo)       100.00 %" in told
+    planned = pq.read_table(directory / "schedule.parquet")["request_id"].to_pylist()
+    assert sorted(pq.read_table(directory / "requests.parquet")["request_id"].to_pylist()) == planned
+    assert report.main([str(directory)]) == code
+    page = (directory / "report.md").read_text()
+    assert "workloads.drive" in page
+    assert "roofline.requests_per_s" in page
+
+
+_turns = itertools.count()
+
+
+async def _fails_every_second(request: web.Request) -> web.StreamResponse:
+    if next(_turns) % 2:
+        return web.json_response({"error": {"message": "<b>down</b>"}}, status=500)
+    return web.json_response({"error": {"message": "busy"}}, status=429)
+
+
+@pytest.mark.usefixtures("known_roofline")
+def test_errors_are_counted_by_code_and_only_overload_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    application = web.Application()
+    application.router.add_post("/v1/completions", _fails_every_second)
+    served = Served(application)
+    code = run(served.url, tmp_path, "--rate", "40/s", "--duration", "1", "--api", "completions")
+    served.end()
+    told = capsys.readouterr().out
+    assert code == 1, told
+    assert "HTTP_500" in told
+    assert "HTTP_429" in told
+    history = load_history(tmp_path / "latest")
+    half = len(history.requests) // 2
+    verdict = judge(history)
+    by_number = {each.number: each for each in verdict.invariants}
+    assert abs(by_number[9].violations - half) <= 1 < half
+    assert all("HTTP_500" in example.text for example in by_number[9].examples)
+    assert (by_number[1].verdict, by_number[4].verdict) == (Outcome.PASS, Outcome.PASS)
+    assert abs(verdict.counts.refused - half) <= 1
+
+
+def test_a_lost_row_breaks_conservation_from_outside_too(stub: str, tmp_path: Path) -> None:
+    assert run(stub, tmp_path, "--no-roofline", "--rate", "60/s", "--duration", "1") == 3
+    directory = tmp_path / "latest"
+    rows = pq.read_table(directory / "requests.parquet")
+    pq.write_table(rows.slice(1), directory / "requests.parquet")
+    broken = {each.number for each in judge(load_history(directory)).invariants if each.verdict is Outcome.FAIL}
+    assert broken == {1, 4}
+
+
+def test_the_key_is_nowhere_in_the_results(stub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_KEY", "sk-very-secret")
+    run(stub, tmp_path, "--no-roofline", "--rate", "20/s", "--duration", "0.5", "--api-key-env", "OUR_KEY")
+    files = [path for path in (tmp_path / "latest").resolve().rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert all(b"sk-very-secret" not in path.read_bytes() for path in files)
+    experiment = yaml.safe_load((tmp_path / "latest" / "experiment.yaml").read_text())
+    assert experiment["target"]["key_env"] == "OUR_KEY"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rate", "60%"], "expected requests per second"),
+        (["--rate", "fast"], "rate"),
+        (["--set", "output_tokens=[9,3]"], "output_tokens"),
+        (["--set", "colour=red"], "colour"),
+        (["--set", "colour"], "FIELD=VALUE"),
+        (["--extra", "[1]"], "--extra"),
+        (["--expect", "beauty<=1"], "--expect beauty<=1"),
+        (["--expect", "latency_p95_s<1"], "METRIC<=LIMIT"),
+        (["--workload", "nowhere.yaml"], "nowhere.yaml"),
+        (["--api-key-env", "NOT_THERE"], "NOT_THERE"),
+        (["--url", "nonsense"], "nonsense"),
+        (["--rate", "0.001/s", "--duration", "1"], "no request at all"),
+        (["--context-words", "10"], "the context holds 10"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    more: list[str], said: str, stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(stub, tmp_path / "out", "--no-roofline", *more) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nobody_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("http://127.0.0.1:9/v1", tmp_path, "--no-roofline") == 5
+    assert capsys.readouterr().err.startswith("workloads.drive: http://127.0.0.1:9/v1: ")
+
+
+def test_a_roofline_is_measured_against_a_stub_in_a_process_of_its_own() -> None:
+    found = asyncio.run(roofline.measure(0.5, 100.0))
+    assert found.failed == 0
+    assert found.samples > 20
+    assert found.requests_per_s > 10
+    # Time only ever adds; that it adds little is for `make bench` to show, on a quiet machine.
+    assert found.ttft_error_p50_s > 0
+    assert "client roofline on this host" in found.lines()[0]
+
+
+def test_a_remembered_roofline_is_used_while_it_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "roofline.json"
+    monkeypatch.setattr(roofline, "_cache_path", lambda: path)
+    monkeypatch.setattr(roofline.time, "time", lambda: 1000.0)
+    roofline._remember(path, LIMITS)
+    assert roofline.roofline() == LIMITS
+    monkeypatch.setattr(roofline.time, "time", lambda: 1.0 + roofline.CACHED_S)
+    assert roofline._remembered(path) is None
+    path.write_bytes(b"{")
+    assert roofline._remembered(path) is None
+    linked = tmp_path / "linked.json"
+    linked.symlink_to(path)
+    assert roofline._remembered(linked) is None
