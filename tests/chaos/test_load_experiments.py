@@ -22,7 +22,7 @@ SHORT = {
         "phases.burst_200.duration_s=3",
         "phases.burst_500.duration_s=5",
         "phases.sustained.duration_s=6",
-        "phases.drain.duration_s=3",
+        "phases.drain.duration_s=5",
         "phases.recovery.duration_s=6",
     ),
     "load_spike": (
