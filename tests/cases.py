@@ -73,6 +73,7 @@ SABOTAGED = {
     serving_cases.LINKS: ("latency", "bandwidth", "slicer"),
     serving_cases.MESSAGES: ("drop", "delay", "duplicate", "reorder", "corrupt"),
 }
+PERFORMANCE = ROOT / "tests" / "performance"
 KILLED_AT = ("start_of_ray", "start_of_actors", "baseline", "fault")
 
 
@@ -132,6 +133,10 @@ def cases() -> list[Case]:
     found.append(Case("sabotage_engine_faults", "exit 4, invalid", _sabotage_engine_faults))
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
+    found += [
+        Case(f"performance_{path.stem.removeprefix('test_')}", "all tests pass", partial(_performance, suite=path))
+        for path in sorted(PERFORMANCE.glob("test_*.py"))
+    ]
     return found
 
 
@@ -478,10 +483,21 @@ def _bad_days(out: Path) -> Outcome:
     if pulled.returncode != 0:
         said = pulled.stderr.strip().splitlines()[-1:] or [f"exit {pulled.returncode}"]
         problems.append(f"smollm2-135m cannot be pulled, and the tests that ask it fail: {said[0]}")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "verify", "tests", f"--basetemp={out / 'pytest'}"]
+    outcome = _tests(out, "tests", f"--ignore={PERFORMANCE}")
+    outcome.problems[:0] = problems
+    return outcome
+
+
+def _performance(out: Path, suite: Path) -> Outcome:
+    """One of the PRD's suites; its runs are in results/performance."""
+    return _tests(out, str(suite))
+
+
+def _tests(out: Path, *arguments: str) -> Outcome:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "verify", f"--basetemp={out / 'pytest'}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = done.stdout.strip().splitlines()[-1:] or [""]
     with contextlib.suppress(OSError):
         (out / "pytest.txt").write_text(done.stdout + done.stderr)
-    problems += [] if done.returncode == 0 else [done.stdout[-2_000:]]
+    problems = [] if done.returncode == 0 else [done.stdout[-2_000:]]
     return Outcome(got=f"exit {done.returncode}", problems=problems, figures=last[0].strip("= "))
