@@ -118,9 +118,13 @@ class HttpRun:
         return found
 
     async def _load(self, driver: HttpDriver, source: OpenLoop) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(driver.run(source))
-            group.create_task(self._walk())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(driver.run(source))
+                group.create_task(self._walk())
+        except BaseExceptionGroup as failures:
+            # Callers know single errors; the first has ended the other task.
+            raise failures.exceptions[0] from None
 
     async def _walk(self) -> None:
         """Tell of the phases. The load's times are in the schedule, so nothing depends on when this wakes."""

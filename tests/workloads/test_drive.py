@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,9 @@ from aiohttp import web
 from analysis import report
 from analysis.judge import judge, read_verdict
 from analysis.reader import load_history
+from analysis.recorder import MetricsCollector, RecorderError
 from analysis.verdict import EXIT_CODES, Outcome
+from tests.processes import ROOT
 from workloads import drive, roofline
 from workloads.roofline import Roofline
 from workloads.stub_server import StubServer
@@ -174,6 +179,38 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_nobody_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("http://127.0.0.1:9/v1", tmp_path, "--no-roofline") == 5
     assert capsys.readouterr().err.startswith("workloads.drive: http://127.0.0.1:9/v1: ")
+
+
+def test_a_disk_that_takes_no_more_is_told_in_one_line(
+    stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RecorderError("requests.client-0.1.arrow: cannot record: No space left on device")
+
+    monkeypatch.setattr(MetricsCollector, "append", full)
+    assert run(stub, tmp_path, "--no-roofline", "--rate", "20/s", "--duration", "1") == 5
+    told = capsys.readouterr().err
+    assert told == "workloads.drive: requests.client-0.1.arrow: cannot record: No space left on device\n"
+
+
+def test_ctrl_c_ends_the_load_and_leaves_a_report_marked_incomplete(stub: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workloads.drive", "--url", stub, "--model", "m", "--out", str(tmp_path)]
+    command += ["--no-roofline", "--rate", "30/s", "--warm-up", "1", "--duration", "60"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline()]
+        while told[-1] and not told[-1].startswith("phase load"):
+            told.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        told += process.stdout.readlines()
+    said = "".join(told)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    verdict = read_verdict(tmp_path / "latest")
+    assert not verdict.complete
+    assert verdict.verdict is not Outcome.PASS
+    assert verdict.counts.completed > 10
+    assert (tmp_path / "latest" / "report.html").exists()
 
 
 def test_a_roofline_is_measured_against_a_stub_in_a_process_of_its_own() -> None:
