@@ -136,6 +136,7 @@ def cases() -> list[Case]:
     found += [
         Case(f"performance_{path.stem.removeprefix('test_')}", "all tests pass", partial(_performance, suite=path))
         for path in sorted(PERFORMANCE.glob("test_*.py"))
+        if path.stem != "test_headlines"
     ]
     return found
 
