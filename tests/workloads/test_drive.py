@@ -129,23 +129,22 @@ def test_errors_are_counted_by_code_and_only_overload_is_explained(
     assert abs(verdict.counts.refused - half) <= 1
 
 
-def test_a_lost_row_breaks_conservation_from_outside_too(stub: str, tmp_path: Path) -> None:
-    assert run(stub, tmp_path, "--no-roofline", "--rate", "60/s", "--duration", "1") == 3
-    directory = tmp_path / "latest"
+def test_the_key_is_nowhere_in_the_results_and_a_lost_row_breaks_conservation_from_outside_too(
+    stub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_KEY", "sk-very-secret")
+    more = ["--no-roofline", "--rate", "60/s", "--duration", "1", "--api-key-env", "OUR_KEY"]
+    # Too few requests to claim 99 %.
+    assert run(stub, tmp_path, *more) in (3, 4)
+    directory = (tmp_path / "latest").resolve()
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert all(b"sk-very-secret" not in path.read_bytes() for path in files)
+    assert yaml.safe_load((directory / "experiment.yaml").read_text())["target"]["key_env"] == "OUR_KEY"
     rows = pq.read_table(directory / "requests.parquet")
     pq.write_table(rows.slice(1), directory / "requests.parquet")
     broken = {each.number for each in judge(load_history(directory)).invariants if each.verdict is Outcome.FAIL}
     assert broken == {1, 4}
-
-
-def test_the_key_is_nowhere_in_the_results(stub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUR_KEY", "sk-very-secret")
-    run(stub, tmp_path, "--no-roofline", "--rate", "20/s", "--duration", "0.5", "--api-key-env", "OUR_KEY")
-    files = [path for path in (tmp_path / "latest").resolve().rglob("*") if path.is_file()]
-    assert len(files) > 8
-    assert all(b"sk-very-secret" not in path.read_bytes() for path in files)
-    experiment = yaml.safe_load((tmp_path / "latest" / "experiment.yaml").read_text())
-    assert experiment["target"]["key_env"] == "OUR_KEY"
 
 
 @pytest.mark.parametrize(
