@@ -42,6 +42,8 @@ __all__ = [
 DEADLINE_S = 2.0
 REMOVAL_S = 3.0
 """How long the removal of a toxic may take before the proxy is replaced instead (see `Toxiproxy.remove_toxic`)."""
+REPLACEMENT_S = 8.0
+"""How long a replacement of a proxy may take: of all calls only this one must not be given up half done."""
 _CALLS_MAX = 16
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _INTEGER_MAX = 2**31 - 1
@@ -91,7 +93,7 @@ class Toxiproxy:
     """A Toxiproxy server's control API at `url` (`http://host:port`). Safe to use from several threads.
 
     Every method raises a ToxiproxyError, at the latest `deadline_s` seconds after it was called (a removal of a toxic
-    after `removal_s` plus `deadline_s`; changes of one proxy wait for each other).
+    after `removal_s` plus `REPLACEMENT_S`; changes of one proxy wait for each other).
     """
 
     def __init__(self, url: str, deadline_s: float = DEADLINE_S, removal_s: float = REMOVAL_S) -> None:
@@ -208,13 +210,13 @@ class Toxiproxy:
         call = f"remove toxic {name!r}"
         seen: list[bytes | None] = []
 
-        def remove() -> Removal:
+        def remove() -> Removal | None:
             seen.append(self._shown(proxy))
             found = _toxic_of(_state(seen[0]), name)
             if seen[0] is None or found is None:
                 return "missing"
             if found.type == "timeout":
-                return self._replace(seen[0], (name, *together))
+                return None
             _ignoring_missing(lambda: self._handle(proxy).destroy_toxic(name))
             if _toxic_of(self._read(proxy), name) is not None:
                 raise ToxiproxyUnverified(f"toxic {name!r}: server agreed, yet it is still there")
@@ -222,12 +224,15 @@ class Toxiproxy:
 
         with self._changes(proxy, call):
             try:
-                return self._call(call, proxy, remove, self._removal_s)
+                how = self._call(call, proxy, remove, self._removal_s)
             except ToxiproxyTimeout:
-                before = seen[0] if seen else None
-                if before is None:
+                how = None
+                if not seen:
                     raise
-                return self._call(call, proxy, lambda: self._replace(before, (name, *together)))
+            before = seen[0]
+            if how is not None or before is None:
+                return how or "missing"
+            return self._call(call, proxy, lambda: self._replace(before, (name, *together)), REPLACEMENT_S)
 
     def replace_proxy(self, proxy: str, without: Collection[str]) -> None:
         """Delete a proxy and make it again at the same address, without some of its toxics. A missing one stays so.
@@ -246,7 +251,7 @@ class Toxiproxy:
                 self._replace(before, without)
 
         with self._changes(proxy, call):
-            self._call(call, proxy, replace)
+            self._call(call, proxy, replace, REPLACEMENT_S)
 
     def _replace(self, shown: bytes, removed: Collection[str]) -> Removal:
         """shown: the proxy as the server has shown it."""
@@ -273,7 +278,7 @@ class Toxiproxy:
     def _changes(self, proxy: str, call: str) -> Iterator[None]:
         """One change of a proxy at a time: a replacement must not bring back a toxic that another call removed."""
         lock = self._locks.setdefault(proxy, threading.Lock())
-        if not lock.acquire(timeout=self._removal_s + self._deadline_s):
+        if not lock.acquire(timeout=self._removal_s + REPLACEMENT_S):
             raise ToxiproxyTimeout(f"toxiproxy {self.url}: {call} on proxy {proxy!r}: an earlier change still hangs")
         try:
             yield

@@ -19,7 +19,16 @@ from chaos.toxiproxy.adapter import (
 )
 from chaos.toxiproxy.launcher import ToxiproxyUnavailable
 from chaos.undo import ToxicEntry, heal_all
-from tests.chaos.toxiproxy.conformance.rig import HOST, Kind, ServerUnderTest, Upstream, connect, read, running
+from tests.chaos.toxiproxy.conformance.rig import (
+    HOST,
+    PATIENCE_S,
+    Kind,
+    ServerUnderTest,
+    Upstream,
+    connect,
+    read,
+    running,
+)
 
 
 @contextmanager
@@ -39,7 +48,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerUnderTest]:
 
 @pytest.fixture
 def api(server: ServerUnderTest) -> Iterator[Toxiproxy]:
-    yield Toxiproxy(f"http://{HOST}:{server.port}")
+    # Patient, because the machine may be busy; what has to be quick is asked of another one.
+    yield Toxiproxy(f"http://{HOST}:{server.port}", deadline_s=PATIENCE_S)
     assert server.process.poll() is None, "the server has ended"
     assert server.call("DELETE", "/proxies/w").status in (204, 404)
 
@@ -54,6 +64,18 @@ def upstream() -> Iterator[Upstream]:
 def _dial(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     return connect(host, int(port))
+
+
+def _heal(entries: list[ToxicEntry]) -> str:
+    """As the keeper does: again, when it failed. What was said of it."""
+    ends_s = time.monotonic() + 2 * PATIENCE_S
+    said: list[str] = []
+    while True:
+        results = heal_all(entries)
+        said += [result.text for result in results]
+        if all(result.healed for result in results):
+            return "; ".join(said)
+        assert time.monotonic() < ends_s, said
 
 
 @pytest.mark.parametrize(
@@ -107,18 +129,17 @@ def test_an_api_that_hangs_costs_the_deadline_and_is_of_use_when_it_goes_on(
         with pytest.raises(ToxiproxyTimeout, match=r"no answer within 0\.3 s") as caught:
             hasty.remove_toxic("w", "slow")
         assert "\n" not in str(caught.value)
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s < 0.3 + PATIENCE_S
         # The keeper's way: not healed, and said so, until it is tried again.
         [result] = heal_all([entry])
         assert (result.healed, "no answer within" in result.text) == (False, True)
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
-    [result] = heal_all([entry])
-    assert result.healed, result.text
+    _heal([entry])
     assert api.proxy("w") == state
 
 
-def test_a_stall_removed_after_its_client_has_gone(api: Toxiproxy, upstream: Upstream) -> None:
+def test_a_stall_removed_after_its_client_has_gone(api: Toxiproxy, server: ServerUnderTest, upstream: Upstream) -> None:
     state = api.create_proxy("w", f"{HOST}:0", upstream.address)
     kept = api.add_toxic("w", Toxic("kept", "noop"))
     entries = []
@@ -131,11 +152,9 @@ def test_a_stall_removed_after_its_client_has_gone(api: Toxiproxy, upstream: Ups
         time.sleep(0.2)
         client.close()
         time.sleep(0.2)
-        began_s = time.monotonic()
-        results = heal_all(entries)
+        said = _heal(entries)
         # The real server's own removal blocks 5 s for each connection, so both toxics go with the proxy instead.
-        assert time.monotonic() - began_s < 5
-        assert [result.healed for result in results] == [True, True]
+        assert server.embedded or "replaced" in said
     after = api.proxy("w")
     assert after is not None
     assert (after.listen, after.enabled, after.toxics) == (state.listen, True, (kept,))

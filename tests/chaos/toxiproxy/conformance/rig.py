@@ -6,10 +6,11 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from chaos.toxiproxy.launcher import find_server
@@ -44,10 +45,13 @@ class Answer(NamedTuple):
 class ServerUnderTest:
     """A server's process and its API."""
 
-    def __init__(self, kind: Kind, port: int, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self, kind: Kind, port: int, process: "subprocess.Popen[bytes]", output: IO[bytes] | None = None
+    ) -> None:
         self.kind: Kind = kind
         self.port = port
         self.process = process
+        self._output = output
 
     @property
     def embedded(self) -> bool:
@@ -65,8 +69,21 @@ class ServerUnderTest:
             response = connection.getresponse()
             text = response.read().decode()
             return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, text)
+        except OSError as error:
+            # Otherwise every case after the one that ended it would only say that nobody answers.
+            if self.process.poll() is not None:
+                raise AssertionError(self._last_words()) from error
+            raise
         finally:
             connection.close()
+
+    def _last_words(self) -> str:
+        said = ""
+        if self._output is not None:
+            self._output.seek(0)
+            said = self._output.read().decode("utf-8", "replace")
+        at = max(0, said.find("panic:"))
+        return f"the {self.kind} server has ended with exit code {self.process.returncode}: {said[at:][:2_000]}"
 
     def proxy(self, upstream: str = "127.0.0.1:9", **fields: object) -> "ProxyUnderTest":
         """A new proxy on a free port."""
@@ -230,16 +247,17 @@ def command(kind: Kind, port: int, *flags: str) -> list[str]:
 def running(kind: Kind, *flags: str) -> Iterator[ServerUnderTest]:
     """A server of its own."""
     port = free_port()
-    process = subprocess.Popen(
-        command(kind, port, *flags), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    server = ServerUnderTest(kind, port, process)
-    try:
-        await_answer(server)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command(kind, port, *flags), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        server = ServerUnderTest(kind, port, process, output)
+        try:
+            await_answer(server)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
 
 
 def await_answer(server: ServerUnderTest) -> None:
