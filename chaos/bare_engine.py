@@ -3,6 +3,7 @@
 Each line of standard input is a block of conversations; the answer is a line with tokens and times.
 """
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -54,4 +55,5 @@ def _complete(generator: Any, prompts: list[list[int]], max_tokens: list[int], i
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
