@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.comparison import Comparison, Percentile, Statistic, compare, mean
+from analysis.comparison import Comparison, compare, mean
 from analysis.statistics import Values
 from analysis.verdict import EXIT_CODES, Outcome, merge
 from chaos.baseline_sides import BARE, CLUSTER, SERVER, BareSide, Block, Side, SideFailed, served_cluster, their_server
@@ -29,7 +29,7 @@ from workloads.spec import WorkloadSpec
 from workloads.streams import Stream, stream
 from workloads.words import WordVocabulary
 
-BLOCKS = 8
+BLOCKS = 12
 IN_FLIGHT = 8
 REQUESTS = 24
 """Of each block."""
@@ -51,7 +51,8 @@ class Limit(msgspec.Struct, frozen=True):
 LIMITS = (
     Limit("tokens_per_s", BARE, at_least=0.5),
     Limit("tokens_per_s", SERVER, at_least=0.8),
-    Limit("ttft_p50_s", SERVER, at_most=1.5),
+    # The mean: first tokens of a closed loop come in two crowds, with and without a wait, and a median jumps between.
+    Limit("ttft_mean_s", SERVER, at_most=1.5),
 )
 """A cluster that gives half of the bare engine's tokens away, or falls behind a single server, does not pay."""
 
@@ -148,14 +149,13 @@ async def _measure(model: str, blocks: int, output_tokens: int, seed: int) -> di
 
 def _row(found: dict[str, list[Block]], limit: Limit) -> Row:
     ours, theirs = ([_values(block, limit.metric) for block in found[name]] for name in (CLUSTER, limit.versus))
-    statistic: Statistic = mean if limit.metric == "tokens_per_s" else Percentile(0.5)
-    comparison = compare(ours, theirs, statistic, paired=True, confidence=CONFIDENCE)
+    comparison = compare(ours, theirs, mean, paired=True, confidence=CONFIDENCE)
     bound = f">= {limit.at_least:g}" if limit.at_least is not None else f"<= {limit.at_most:g}"
     return Row(
         metric=limit.metric,
         versus=limit.versus,
-        ours=statistic(np.concatenate(ours)),
-        theirs=statistic(np.concatenate(theirs)),
+        ours=mean(np.concatenate(ours)),
+        theirs=mean(np.concatenate(theirs)),
         comparison=comparison,
         limit=bound,
         verdict=_weigh(comparison, limit),
