@@ -97,7 +97,7 @@ def _interleaved(share: float) -> Draw:
     """Neighbouring stretches of one run in pairs, which of the two is treated drawn by lot: ABBA within one run."""
 
     def draw(random: np.random.Generator, runs: Sequence[Values], factor: float) -> Comparison | None:
-        blocks = np.array_split(runs[random.integers(len(runs))], 2 * BLOCKS)
+        blocks = np.array_split(runs[int(random.integers(len(runs)))], 2 * BLOCKS)
         lots = random.integers(2, size=BLOCKS)
         treated = [factor * blocks[2 * pair + lot] for pair, lot in enumerate(lots)]
         control = [blocks[2 * pair + 1 - lot] for pair, lot in enumerate(lots)]

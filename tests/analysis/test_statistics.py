@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.signal import lfilter
+from scipy.stats import binom, norm
 
 from analysis import statistics
 
@@ -122,3 +123,50 @@ def test_a_short_series_has_no_interval() -> None:
     assert statistics.mean_interval(range(39), 0.9) is None
     assert len(statistics.batch_means(range(47))) == 20
     assert math.isclose(statistics.batch_means(range(47))[-1], 45.5)
+
+
+@given(st.integers(1, 300), st.sampled_from([0.5, 0.9, 0.95]), st.sampled_from([0.8, 0.95, 0.99]), st.integers(0, 9))
+@settings(max_examples=80, deadline=None)
+def test_what_clusters_never_narrows_the_bounds(size: int, share: float, confidence: float, seed: int) -> None:
+    series = np.random.default_rng(seed).permutation(size).astype(float)
+    lower, upper = statistics.series_percentile_bounds(series, share, confidence)
+    least = statistics.percentile_lower(series, share, confidence)
+    most = statistics.percentile_upper(series, share, confidence)
+    assert lower is None or (least is not None and lower <= least)
+    assert upper is None or (most is not None and upper >= most)
+    if size < 2 * statistics.BATCHES:
+        assert (lower, upper) == (least, most)
+
+
+def test_values_never_seen_count_as_independent_and_slow_ones_in_a_row_as_one() -> None:
+    assert statistics.series_percentile_bounds([0.1] * 459, 0.99, 0.99)[1] == 0.1
+    assert statistics.series_percentile_bounds([0.1] * 458, 0.99, 0.99)[1] is None
+    assert statistics.series_percentile_bounds([], 0.5, 0.9) == (None, None)
+    spread, stalled = np.full(1000, 0.1), np.full(1000, 0.1)
+    spread[::50] = stalled[480:500] = 5.0
+    assert statistics.series_percentile_bounds(spread, 0.95, 0.95)[1] == 0.1
+    # Twenty slow ones all over the run are far from 5 %; twenty of one stall may be more the next time.
+    assert statistics.series_percentile_bounds(stalled, 0.95, 0.95)[1] == 5.0
+
+
+@pytest.mark.parametrize(("share", "memory"), [(0.5, 0.0), (0.5, 0.8), (0.9, 0.8)])
+def test_the_bounds_of_a_correlated_percentile_hold(share: float, memory: float) -> None:
+    random = np.random.default_rng(4)
+    truth = float(norm.ppf(share)) / math.sqrt(1 - memory**2)
+    held = []
+    for _ in range(300):
+        series = lfilter([1.0], [1.0, -memory], random.normal(size=1100))[100:]
+        lower, upper = statistics.series_percentile_bounds(series, share, 0.9)
+        assert lower is not None
+        assert upper is not None
+        held.append((lower <= truth, truth <= upper))
+    # 300 trials at 0.9: fewer than 253 would happen once in a thousand. Batches touch, which costs some per cent.
+    assert np.sum(held, axis=0).min() >= 249
+
+
+def test_a_large_sample_is_bounded_on_a_grid() -> None:
+    series = np.random.default_rng(5).normal(size=30_000)
+    lower, upper = statistics.series_percentile_bounds(series, 0.99, 0.95)
+    assert lower is not None
+    assert upper is not None
+    assert 2.2 < lower < 2.33 < upper < 2.45
