@@ -104,8 +104,8 @@ class _Peer:
             except (OSError, subprocess.TimeoutExpired) as error:
                 self.trouble = f"{type(error).__name__} after at most {PEER_S_MAX:g} s"
                 return None
-            found = next(iter(Path(folder).rglob("profile_export_aiperf.json")), None)
-            if found is None:
+            found = Path(folder) / "profile_export_aiperf.json"
+            if not found.exists():
                 lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
                 self.trouble = f"exit code {done.returncode}: {lines[-1][:120] if lines else 'it said nothing'}"
                 return None
