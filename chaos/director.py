@@ -26,6 +26,8 @@ _TICK_S = 0.5
 _MOMENT_S = 1e-6
 """Less is not worth sleeping for, and on a clock of large numbers would not move it."""
 _PROBE_PROMPTS = 200
+_PROBE_SEED = 1_000_003
+"""Added to the run's: what the workers keep of the probe must be no beginning of a prompt of the run."""
 _DRAIN_SLACK_S = 2.0
 
 
@@ -93,7 +95,8 @@ class Director:
         plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
         context = policy.worker.context_max_tokens
         try:
-            sample = first_requests(spec, _PROBE_PROMPTS, self._seed, vocabulary, context_max_tokens=context)
+            seed = self._seed + _PROBE_SEED
+            sample = first_requests(spec, _PROBE_PROMPTS, seed, vocabulary, context_max_tokens=context)
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
         prompts = [(request.prompt, request.max_tokens) for request in sample]
