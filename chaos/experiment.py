@@ -3,6 +3,7 @@
 Everything is validated before anything starts, and an error names the file, the field and what was expected.
 """
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,6 +19,9 @@ from workloads.spec import Positive, WorkloadSpec
 BROKER = "broker"
 """The broker as a fault's target."""
 
+HOSTS_MAX = 8
+"""A Ray node costs a quarter of a gigabyte."""
+
 
 class ExperimentError(Exception):
     """The experiment file or a setting is wrong. The message is one line: which file, which field, what."""
@@ -28,10 +32,14 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ClusterSpec(_Section, frozen=True):
-    """Which cluster to bring up. Ports: 0 means any free one. toxiproxy_url: one that runs already."""
+    """Which cluster to bring up. Ports: 0 means any free one. toxiproxy_url: one that runs already.
+
+    hosts: over how many hosts the nodes are spread, see Experiment.host_of. Live each is a Ray node of its own.
+    """
 
     workers: Positive = 3
     controllers: Positive = 1
+    hosts: Annotated[int, msgspec.Meta(ge=1, le=HOSTS_MAX)] = 1
     model: str = "tiny"
     start_limit_s: Seconds = 60.0
     broker_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
@@ -155,6 +163,25 @@ class Experiment(_Section, frozen=True):
         clients = [f"client-{number}" for number in range(self.workload.generators)]
         return [*self.controller_names(), *self.worker_names(), *clients]
 
+    def host_names(self) -> list[str]:
+        """The hosts; the first one is the runner's own."""
+        return [f"host-{number}" for number in range(self.cluster.hosts)]
+
+    def host_of(self, node: str) -> str:
+        """Where a node is: worker-i on host-(i mod cluster.hosts); on host-0 controllers and clients, which judge."""
+        role, _, number = node.partition("-")
+        return f"host-{int(number) % self.cluster.hosts}" if role == "worker" else "host-0"
+
+    def nodes_on(self, host: str) -> tuple[str, ...]:
+        """The nodes of a host."""
+        return tuple(node for node in self.node_names() if self.host_of(node) == host)
+
+    def hurt_with(self, targets: Sequence[str]) -> tuple[str, ...]:
+        """The targets of a fault, with the nodes of a host in place of it."""
+        hosts = self.host_names()
+        nodes = [self.nodes_on(target) if target in hosts else (target,) for target in targets]
+        return tuple(dict.fromkeys(node for part in nodes for node in part))
+
     def policy_of(self, node: str) -> Policy:
         """The policy that a node lives by: a worker that an arm has for its own may have one that differs."""
         over = [arm.policy for arm in self.arms.values() if arm.worker == node and arm.policy]
@@ -165,8 +192,8 @@ class Experiment(_Section, frozen=True):
         return [name for name in self.worker_names() if self.policy_of(name).worker.prewarm]
 
     def target_names(self) -> list[str]:
-        """Whatever a fault may name: every node, and the broker."""
-        return [*self.node_names(), BROKER]
+        """Whatever a fault may name: every node, the broker, and every host but the runner's own."""
+        return [*self.node_names(), BROKER, *self.host_names()[1:]]
 
 
 def overlaid(policy: Policy, over: dict[str, Any]) -> Policy:

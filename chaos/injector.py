@@ -49,7 +49,8 @@ class Injector:
             for number, offset_s in enumerate(offsets_s, 1):
                 label = name if number == 1 else f"{name} ({number})"
                 prediction = predict(spec, self._experiment.policy)
-                injection = _Injection(label, spec, faults.make(spec, nodes), prediction)
+                hurt = self._experiment.hurt_with(spec.targets)
+                injection = _Injection(label, spec, hurt, faults.make(spec, nodes), prediction)
                 self._jobs.append(self._world.spawn(self._carry_out(injection, start_s + offset_s)))
 
     def in_force(self) -> list[str]:
@@ -112,15 +113,15 @@ class Injector:
         seen = ""
         if spec.when is not None:
             try:
-                seen = await timing.wait_for(world, spec.when, spec.targets)
+                seen = await timing.wait_for(world, spec.when, injection.hurt)
             except timing.NeverReached as error:
                 return str(error)
-        hurt = [target for other in self._active for target in other.spec.targets]
+        hurt = [target for other in self._active for target in other.hurt]
         liveness = (await world.look()).workers
-        refused = self._guard.forbids(spec.targets, hurt, liveness)
+        refused = self._guard.forbids(injection.hurt, hurt, liveness)
         if refused is None:
             controllers = self._experiment.controller_names()
-            injection.states = await timing.moment(world, spec.targets, controllers, seen)
+            injection.states = await timing.moment(world, injection.hurt, controllers, seen)
         return refused
 
     async def _heal(self, injection: "_Injection", limit_s: float) -> None:
@@ -151,9 +152,13 @@ class Injector:
 class _Injection:
     """One strike of a fault in this run. Times on the nodes' clock, seconds."""
 
-    def __init__(self, name: str, spec: FaultSpec, fault: Fault, prediction: Prediction | None) -> None:
+    def __init__(
+        self, name: str, spec: FaultSpec, hurt: tuple[str, ...], fault: Fault, prediction: Prediction | None
+    ) -> None:
+        """hurt: the nodes that are hit."""
         self.name = name
         self.spec = spec
+        self.hurt = hurt
         self.fault = fault
         self.prediction = prediction
         self.states: Sequence[str] = ()
@@ -172,14 +177,21 @@ class _Injection:
     def row(self, healed: Evidence) -> FaultRow:
         """The fault as it went."""
         spec = self.spec
-        parameters = {"mode": spec.mode, "duration_s": spec.duration_s, "ttl_s": spec.ttl_s, **spec.options}
+        parameters: dict[str, object] = {
+            "mode": spec.mode,
+            "duration_s": spec.duration_s,
+            "ttl_s": spec.ttl_s,
+            **spec.options,
+        }
+        if self.hurt != spec.targets:
+            parameters["hosts"] = list(spec.targets)
         evidence = {"bite": self.bite.facts, "heal": healed.facts}
         if self.end is not None:
             evidence["end"] = self.end.facts
         return FaultRow(
             name=self.name,
             kind=spec.kind,
-            targets=list(spec.targets),
+            targets=list(self.hurt),
             parameters=json.dumps(parameters),
             injected_s=self.injected_s,
             # A fault that went away by itself was not the fault of this experiment. None: the run ended before.

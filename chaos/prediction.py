@@ -45,6 +45,8 @@ def _mechanisms(spec: FaultSpec, target: str, policy: Policy) -> list[Prediction
             return [_contact(policy), _link_pings(policy)]
         case ("broker_freeze", _, _):
             return [_heartbeats(policy), _contact(policy), _link_pings(policy)]
+        case ("host_kill", _, _):
+            return [_heartbeats(policy)]
         case ("engine_dies", "silent", _):
             return _silent_engine(policy)
         case ("engine_dies", "loud", _):

@@ -13,11 +13,13 @@ from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 import yaml
+from msgspec.structs import replace
 
 from analysis.criterion import Criterion
 from analysis.metrics import METRICS
 from chaos import faults
 from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec, merged, overlaid
+from chaos.faults.roles import role_of
 from chaos.guard import Guard
 from chaos.offered import WorkloadError, check_workload, settle
 from chaos.overlays import with_profile
@@ -42,9 +44,7 @@ _NAMED_SECTIONS: dict[str, type] = {
 }
 
 
-def load(
-    path: Path, settings: Sequence[str] = (), policy: str | None = None, profile: str | None = None
-) -> Experiment:
+def load(path: Path, settings: Sequence[str] = (), policy: str | None = None, profile: str | None = None) -> Experiment:
     """The experiment in `path`, with `settings` (`path.to.field=value`, YAML values) laid over it, fully checked.
 
     profile: one of the experiment's own `profiles`, laid over it before the settings.
@@ -73,6 +73,9 @@ def check(experiment: Experiment) -> None:
     """What the fields must be to each other. Raises _Wrong."""
     for field in ("baseline_phase", "recovery_phase"):
         _one_of(field, getattr(experiment, field), experiment.phases, "phase")
+    if experiment.cluster.hosts > experiment.cluster.workers:
+        what = f"expected at most cluster.workers = {experiment.cluster.workers}, got {experiment.cluster.hosts}"
+        raise _Wrong("cluster.hosts", f"{what}: a host would have no node")
     for name, fault in experiment.faults.items():
         _check_fault(f"faults.{name}", fault, experiment)
     for number in experiment.robustness:
@@ -103,10 +106,12 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
         raise _Wrong(f"{field}.targets", "at least one node is needed")
     nodes = experiment.node_names()
     for target in fault.targets:
+        if role_of(target) == "host":
+            _check_host(f"{field}.targets", target, experiment)
         _one_of(f"{field}.targets", target, experiment.target_names(), "node")
     if len(set(fault.targets)) != len(fault.targets):
         raise _Wrong(f"{field}.targets", "a node is named twice")
-    _check_timing(field, fault, nodes)
+    _check_timing(field, replace(fault, targets=experiment.hurt_with(fault.targets)), nodes)
     phase_s, end_s = experiment.phases[fault.phase].duration_s, latest_end_s(fault)
     if end_s > phase_s:
         raise _Wrong(f"{field}.duration_s", f"the fault ends {end_s:g} s into {fault.phase}, which lasts {phase_s:g} s")
@@ -118,6 +123,15 @@ def _check_fault(field: str, fault: FaultSpec, experiment: Experiment) -> None:
     except ValueError as error:
         name, _, what = str(error).partition(": ")
         raise _Wrong(f"{field}.{name}", what) from None
+
+
+def _check_host(field: str, target: str, experiment: Experiment) -> None:
+    hosts = experiment.host_names()
+    if target == hosts[0]:
+        raise _Wrong(field, f"{target} is no target: the clients, which judge, and the broker are there")
+    if target not in hosts:
+        there = ", ".join(hosts[1:]) or "no other than the runner's own, host-0, which is no target"
+        raise _Wrong(field, f"no host named {target!r}; cluster.hosts is {len(hosts)}: there is {there}")
 
 
 def _check_timing(field: str, fault: FaultSpec, nodes: list[str]) -> None:
@@ -152,9 +166,9 @@ def _check_guard(experiment: Experiment) -> None:
             target
             for _, other_phase, other_s, end_s, other in fixed
             if other is not fault and other_phase == phase and other_s <= start_s < end_s
-            for target in other.targets
+            for target in experiment.hurt_with(other.targets)
         ]
-        refused = guard.forbids(fault.targets, hurt, {})
+        refused = guard.forbids(experiment.hurt_with(fault.targets), hurt, {})
         if refused is not None:
             raise _Wrong(f"faults.{name}.targets", refused)
 

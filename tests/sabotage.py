@@ -37,12 +37,14 @@ def sabotaged(arguments: Sequence[str]) -> int:
     from chaos.worlds.brokers import BrokerProcess
     from chaos.worlds.clocks import LiveClock
     from chaos.worlds.engines import LiveEngine
+    from chaos.worlds.hosts import RayHost
     from chaos.worlds.processes import ActorProcess
 
     for handle, names in (
         (LiveEngine, ("impair", "limit_memory")),
         (LiveClock, ("set_ahead",)),
         (ActorProcess, ("kill", "freeze", "thaw", "drain", "stop", "restart")),
+        (RayHost, ("kill", "restart")),
         (BrokerProcess, ("kill", "freeze", "thaw", "lame_duck", "restart")),
     ):
         for name in names:

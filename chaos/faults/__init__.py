@@ -15,6 +15,7 @@ from chaos.faults.fail_attempts import FailAttempts
 from chaos.faults.fault import Evidence, Fault
 from chaos.faults.flap import Flap
 from chaos.faults.freeze import Freeze
+from chaos.faults.host_kill import HostKill
 from chaos.faults.kill import Kill
 from chaos.faults.lame_duck import LameDuck
 from chaos.faults.latency import Latency
@@ -37,6 +38,7 @@ _ALL: tuple[type[Fault], ...] = (
     Flap,
     SlowConsumer,
     Kill,
+    HostKill,
     Freeze,
     Stop,
     Restart,

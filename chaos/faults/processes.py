@@ -23,9 +23,9 @@ Judge = Callable[[str, ProcessState, Members], tuple[bool, str]]
 """Whether a target is as it should be now, and why one may say so."""
 
 
-def demand_process(spec: FaultSpec, options: Sequence[str]) -> None:
+def demand_process(spec: FaultSpec, options: Sequence[str], roles: Sequence[str] = HOSTED) -> None:
     """Raises ValueError unless the spec is about processes, long enough, and has none but these options."""
-    demand_roles(spec, HOSTED)
+    demand_roles(spec, roles)
     demand_options(spec, options)
     if spec.duration_s < _DURATION_S_MIN:
         raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")

@@ -12,7 +12,7 @@ HOSTED = ("worker", "controller")
 
 
 def role_of(target: str) -> str:
-    """`worker`, `controller` or `client` of a node's name, or `broker`."""
+    """`worker`, `controller` or `client` of a node's name, `host`, or `broker`."""
     return target.split("-")[0]
 
 

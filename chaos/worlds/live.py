@@ -24,6 +24,7 @@ from chaos.undo import RUN_MARK, ProcessEntry
 from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
 from chaos.worlds.engines import LiveEngine
+from chaos.worlds.hosts import PLACES, RayHost, RayHosts, head_place
 from chaos.worlds.messages import meddled_nodes
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
@@ -79,7 +80,8 @@ class LiveWorld:
             seed,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._processes = Processes(self._new_actor)
+        self._processes = Processes(self._new_actor, head_place(experiment))
+        self._hosts = RayHosts(experiment, self._servers, self._processes, lambda node: self.process(node).restart())
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
@@ -153,6 +155,8 @@ class LiveWorld:
             self._in_thread(self._start_ray),
         )
         self._record_processes()
+        await self._in_thread(self._hosts.start)
+        self._record_processes()
         await self._start_actors()
         self._record_processes()
         await self._await_ready(time.monotonic() + cluster.start_limit_s)
@@ -199,6 +203,10 @@ class LiveWorld:
                 node, self._processes, undo, self._record_processes, self._servers.listed
             )
         return self._handles[node]
+
+    def host(self, name: str) -> RayHost:
+        """See World."""
+        return self._hosts[name]
 
     def engine(self, node: str) -> LiveEngine:
         """See World."""
@@ -307,6 +315,7 @@ class LiveWorld:
             "toxiproxy": self._servers.flavour,
             "ray": self._address or "started by the run on this host",
             "hosts": 1,
+            "ray_nodes": self._experiment.cluster.hosts,
         }
 
     async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]]:
@@ -324,6 +333,7 @@ class LiveWorld:
         # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
         await asyncio.gather(*self._blockers, return_exceptions=True)
         await self._processes.stop()
+        await asyncio.to_thread(self._hosts.stop)
         if ray.is_initialized():
             await asyncio.to_thread(ray.shutdown)
         left = await asyncio.to_thread(self._servers.stop)
@@ -346,7 +356,9 @@ class LiveWorld:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if self._address is None:
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            options |= {"num_cpus": max(2, os.cpu_count() or 2)}
+            options |= {"num_cpus": max(2, os.cpu_count() or 2), "resources": head_place(self._experiment, PLACES)}
+        elif self._experiment.cluster.hosts > 1:
+            raise InfrastructureError("--address: cluster.hosts above 1 is for hosts that the run starts by itself")
         try:
             ray.init(address=self._address, **options)
         except (ConnectionError, RayError, RuntimeError, TimeoutError, ValueError) as error:
@@ -377,7 +389,8 @@ class LiveWorld:
             incarnation_min=self._processes.incarnation(node) + 1,
         )
         environment = preload_environment(self._blas) if role == "worker" else {}
-        actor = node_actor(spec, environment, GeneratorActor if role == "client" else NodeActor)
+        kind = GeneratorActor if role == "client" else NodeActor
+        actor = node_actor(spec, environment, kind, self._hosts.place(node))
         if node in self._engines:
             self._engines[node].born(actor)
         return actor
@@ -427,7 +440,8 @@ class LiveWorld:
             return
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                ours = process.pid == keeper.pid or keeper.pid in {parent.pid for parent in process.parents()}
-                if process.pid not in self._recorded and not ours:
+                # What the keeper has started it has written down by itself, but not what that started: a Ray node.
+                by_keeper = keeper.pid in (process.pid, process.ppid())
+                if process.pid not in self._recorded and not by_keeper:
                     undo.add(ProcessEntry(pid=process.pid, created_s=process.create_time(), name=process.name()))
                     self._recorded.add(process.pid)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -30,9 +30,10 @@ _AGENT = "host-0"
 class Processes:
     """The actors by node. What a fault has taken away is known here, so that nobody waits for its answer."""
 
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        """make: a new actor for a node's name, not started yet."""
+    def __init__(self, make: Callable[[str], Any], agent_place: Mapping[str, float] | None = None) -> None:
+        """make: a new actor for a node's name, not started yet. agent_place: resources that say where the agent is."""
         self._make = make
+        self._agent_place = agent_place or {}
         self._actors: dict[str, Any] = {}
         self._pids: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
@@ -41,7 +42,7 @@ class Processes:
 
     async def start(self, nodes: Sequence[str], raw: str, limit_s: float) -> None:
         """Make every actor, then start its node; their imports run side by side. Raises TimeoutError and RayError."""
-        self._agent = agent_actor(_AGENT, raw)
+        self._agent = agent_actor(_AGENT, raw, self._agent_place)
         for node in nodes:
             self._actors[node] = self._make(node)
         starts = [self._actors[node].start.remote(_LINK_S) for node in nodes]

@@ -276,6 +276,34 @@ class Process(Protocol):
         """Whether it runs; what is frozen does not."""
 
 
+class HostState(msgspec.Struct, frozen=True):
+    """A host, as the system and the cluster's scheduler tell of it.
+
+    processes: how many of it run, those of its nodes too. scheduler: what the scheduler says of it; it may be late.
+    """
+
+    life: Life
+    pid: int
+    processes: int
+    scheduler: str
+
+
+class Host(Protocol):
+    """The handle of a host and everything that runs there. Every method may raise HandleError."""
+
+    nodes: tuple[str, ...]
+    """The nodes that it hosts."""
+
+    async def kill(self) -> None:
+        """End every process of it at once, as a power cut does. It stays away until `restart`."""
+
+    async def restart(self) -> None:
+        """A new host in place of this one, with new incarnations of its nodes. Returns when they have links."""
+
+    async def inspect(self) -> HostState:
+        """How it stands."""
+
+
 class Engine(Protocol):
     """The handle of a worker's engine. Every method may raise HandleError."""
 
@@ -356,6 +384,9 @@ class World(Protocol):
 
     def process(self, node: str) -> Process:
         """The process of a worker or a controller."""
+
+    def host(self, name: str) -> Host:
+        """A host other than the runner's own."""
 
     def engine(self, node: str) -> Engine:
         """The engine of a worker."""

@@ -94,16 +94,25 @@ class NodeActor:
         return self._engine
 
 
-def node_actor(spec: NodeSpec, environment: Mapping[str, str], kind: type[NodeActor] = NodeActor) -> Any:
-    """A handle of a new actor that hosts the node of `spec`, with these variables set before its process starts."""
-    return _remote(kind, environment).remote(spec)
+def node_actor(
+    spec: NodeSpec,
+    environment: Mapping[str, str],
+    kind: type[NodeActor] = NodeActor,
+    place: Mapping[str, float] | None = None,
+) -> Any:
+    """A handle of a new actor that hosts the node of `spec`, with these variables set before its process starts.
+
+    place: Ray resources that only the host has on which it has to be; None: wherever Ray likes.
+    """
+    return _remote(kind, environment, place).remote(spec)
 
 
-def agent_actor(name: str, raw: str) -> Any:
-    """A handle of a new host agent."""
-    return _remote(HostAgent, {}).remote(name, raw)
+def agent_actor(name: str, raw: str, place: Mapping[str, float] | None = None) -> Any:
+    """A handle of a new host agent. place: as for node_actor."""
+    return _remote(HostAgent, {}, place).remote(name, raw)
 
 
-def _remote(kind: type, environment: Mapping[str, str]) -> Any:
+def _remote(kind: type, environment: Mapping[str, str], place: Mapping[str, float] | None) -> Any:
     runtime = {"env_vars": {**environment, "PYTHONPATH": ":".join(path for path in sys.path if path)}}
-    return ray.remote(num_cpus=_CPUS, max_restarts=0, max_concurrency=64, runtime_env=runtime)(kind)
+    options = {"num_cpus": _CPUS, "max_restarts": 0, "max_concurrency": 64, "resources": dict(place or {})}
+    return ray.remote(runtime_env=runtime, **options)(kind)

@@ -1,0 +1,233 @@
+"""The hosts of a live world beyond the runner's own: on one machine each is a Ray node of its own.
+
+A second raylet joins the run's Ray cluster, and the nodes of the host are placed there by a resource that is its name.
+It is a child of the keeper: so its end is the keeper's business like that of every server, also when the runner dies.
+"""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import ray
+
+from chaos.experiment import Experiment
+from chaos.keeper import KeeperError
+from chaos.worlds.processes import Processes
+from chaos.worlds.servers import Servers
+from chaos.worlds.world import HandleError, HostState, InfrastructureError, Life
+
+HEAD = "host-0"
+_JOIN_S = 30.0
+_GONE_S = 5.0
+_POLL_S = 0.05
+_ROUNDS_MAX = 10
+PLACES = 10_000
+"""How many actors fit on a host by its own resource; not what limits them."""
+
+
+class RayHost:
+    """See chaos.worlds.world.Host."""
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[str],
+        servers: Servers,
+        processes: Processes,
+        restart_node: Callable[[str], Coroutine[Any, Any, None]],
+    ) -> None:
+        """restart_node: a new incarnation of a node, placed by `place`."""
+        self.nodes = tuple(nodes)
+        self._name = name
+        self._servers = servers
+        self._processes = processes
+        self._restart_node = restart_node
+        self._life = 0
+        self._root: psutil.Process | None = None
+        self._killed: list[psutil.Process] = []
+        self._id = ""
+
+    @property
+    def place(self) -> dict[str, float]:
+        """The resources that put an actor here.
+
+        Each life of the host has a resource of its own: Ray believes for many seconds that a killed host is there.
+        """
+        return {self._resource: 1}
+
+    @property
+    def _resource(self) -> str:
+        return f"{self._name}.{self._life}"
+
+    def start(self) -> None:
+        """Start it and wait until it has joined. Blocks. Raises InfrastructureError."""
+        assert self._servers.keeper is not None
+        self._life += 1
+        where = f"Ray node {self._name}"
+        try:
+            pid = self._servers.keeper.spawn(self._name, self._command())
+            self._root, self._killed, self._id = psutil.Process(pid), [], ""
+            ends_s = time.monotonic() + _JOIN_S
+            while not self._id:
+                if self._servers.keeper.children().get(self._name, 0) is not None:
+                    raise InfrastructureError(f"{where}: has ended at once; see {self._name}.log of the run")
+                if time.monotonic() > ends_s:
+                    raise InfrastructureError(f"{where}: has not joined within {_JOIN_S:g} s; see {self._name}.log")
+                time.sleep(_POLL_S)
+                self._id = _node_id(self._resource)
+        except (KeeperError, psutil.Error) as error:
+            raise InfrastructureError(f"{where}: {error}") from error
+        self._servers.ended_by_fault.discard(self._name)
+
+    async def kill(self) -> None:
+        """See Host."""
+        if self._root is None or not _runs(self._root):
+            raise HandleError(f"{self._name}: its Ray node is gone, SIGKILL reaches nobody")
+        self._servers.ended_by_fault.add(self._name)
+        for node in self.nodes:
+            self._processes.took_away(node)
+        await asyncio.to_thread(self._end)
+
+    async def restart(self) -> None:
+        """See Host."""
+        self._servers.ended_by_fault.add(self._name)
+        for node in self.nodes:
+            self._processes.took_away(node)
+        await asyncio.to_thread(self._end)
+        try:
+            await asyncio.to_thread(self.start)
+        except InfrastructureError as error:
+            raise HandleError(str(error)) from error
+        found = await asyncio.gather(*(self._restart_node(node) for node in self.nodes), return_exceptions=True)
+        for problem in found:
+            if problem is not None:
+                raise problem
+
+    async def inspect(self) -> HostState:
+        """See Host."""
+        assert self._root is not None
+        runs = _runs(self._root)
+        left = [process for process in (self._tree() if runs else self._killed) if _runs(process)]
+        scheduler = await asyncio.to_thread(_told_by_ray, self._id)
+        return HostState(
+            life=Life.RUNS if runs else Life.IS_GONE, pid=self._root.pid, processes=len(left), scheduler=scheduler
+        )
+
+    def stop(self) -> None:
+        """End it for good, whatever state it is in. Blocks for bounded times."""
+        self._servers.ended_by_fault.add(self._name)
+        with contextlib.suppress(HandleError):
+            self._end()
+
+    def _command(self) -> list[str]:
+        address = ray.get_runtime_context().gcs_address
+        return [sys.executable, "-m", "chaos.worlds.raylet", address, self._resource, str(PLACES)]
+
+    def _end(self) -> None:
+        """SIGKILL to the whole tree. Raises HandleError when something of it is still there after `_GONE_S`."""
+        if self._root is None:
+            return
+        self._killed += kill_tree(self._root)
+        ends_s = time.monotonic() + _GONE_S
+        while still := [process.pid for process in self._killed if _runs(process)]:
+            if time.monotonic() > ends_s:
+                raise HandleError(f"{self._name}: processes {still} survived SIGKILL for {_GONE_S:g} s")
+            time.sleep(_POLL_S)
+
+    def _tree(self) -> list[psutil.Process]:
+        assert self._root is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [self._root, *self._root.children(recursive=True)]
+        return []
+
+
+class RayHosts:
+    """The hosts of a run: the runner's own, which is Ray's head, and those that are started beside it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        servers: Servers,
+        processes: Processes,
+        restart_node: Callable[[str], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._experiment = experiment
+        self._hosts = {
+            name: RayHost(name, experiment.nodes_on(name), servers, processes, restart_node)
+            for name in experiment.host_names()[1:]
+        }
+
+    def __getitem__(self, name: str) -> RayHost:
+        return self._hosts[name]
+
+    def place(self, node: str) -> Mapping[str, float]:
+        """The resources that put a node's actor where it belongs."""
+        host = self._experiment.host_of(node)
+        return self._hosts[host].place if host in self._hosts else head_place(self._experiment)
+
+    def start(self) -> None:
+        """Start all but the head, side by side. Blocks. Raises InfrastructureError."""
+        self._each(RayHost.start)
+
+    def stop(self) -> None:
+        """End all but the head for good. Blocks for bounded times."""
+        self._each(RayHost.stop)
+
+    def _each(self, work: Callable[[RayHost], None]) -> None:
+        if self._hosts:
+            with ThreadPoolExecutor(len(self._hosts), thread_name_prefix="host") as pool:
+                list(pool.map(work, self._hosts.values()))
+
+
+def head_place(experiment: Experiment, amount: float = 1.0) -> dict[str, float]:
+    """What keeps an actor on the runner's own host, or how much of it there is; nothing where there is no other."""
+    return {HEAD: amount} if experiment.cluster.hosts > 1 else {}
+
+
+def kill_tree(root: psutil.Process) -> list[psutil.Process]:
+    """SIGKILL a process and all below it, and return them.
+
+    They are stopped first: what is being born while others die would lose its parent, and not be found any more.
+    """
+    members: dict[int, psutil.Process] = {}
+    for _ in range(_ROUNDS_MAX):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = [process for process in (root, *root.children(recursive=True)) if process.pid not in members]
+            for process in found:
+                members[process.pid] = process
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            if found:
+                continue
+        break
+    for process in members.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return list(members.values())
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _node_id(resource: str) -> str:
+    """Ray's name of the living host with this resource; empty when there is none."""
+    return next((node["NodeID"] for node in _ray_nodes() if node["Alive"] and resource in node["Resources"]), "")
+
+
+def _told_by_ray(node_id: str) -> str:
+    found = [node["Alive"] for node in _ray_nodes() if node["NodeID"] == node_id]
+    return "unknown" if not found else "alive" if found[0] else "dead"
+
+
+def _ray_nodes() -> Sequence[Mapping[str, Any]]:
+    nodes: Sequence[Mapping[str, Any]] = ray.nodes()
+    return nodes
