@@ -5,17 +5,20 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis import canvas, whisker
+from analysis import canvas, page, whisker
 from analysis.arms import arm_names, measure_arm
 from analysis.canvas import BLUE, FAINT, INK, VERMILLION, Size
-from analysis.facts import CannotJudge
+from analysis.facts import CannotJudge, offered
 from analysis.history import History
 from analysis.metrics import METRICS
+from analysis.page import Figure
 from analysis.plots import Plot
 from analysis.prefix_gain import PrefixGain, prefix_gain
+from analysis.time_shares import arm_of
 from analysis.verdict import CriterionResult, Verdict
 
 CONFIDENCE = 0.95
+FIGURES_MAX = 6
 COLUMNS = {
     "success_rate": "Success",
     "latency_p50_s": "Median",
@@ -29,7 +32,10 @@ COLUMNS = {
 
 
 class ArmRow(msgspec.Struct, frozen=True):
-    """One arm: its requests, and the metrics of COLUMNS with their units, None where the data do not support one."""
+    """One arm: how many requests it was offered, and the metrics of COLUMNS with their units.
+
+    A value is None where the data do not support one.
+    """
 
     name: str
     requests: int
@@ -50,7 +56,7 @@ def arm_rows(history: History) -> list[ArmRow]:
     """The arms of a comparison over its phase, in the order of the experiment; none without one."""
     comparison = history.experiment.get("comparison")
     phase = str(comparison["phase"]) if isinstance(comparison, dict) and "phase" in comparison else None
-    counted = history.schedule["arm"].fillna("").value_counts()
+    counted = offered(history)["request_id"].map(arm_of(history)).value_counts()
     rows = []
     for name in arm_names(history):
         values = []
@@ -72,10 +78,22 @@ def ratio_rows(history: History, verdict: Verdict) -> list[Ratio]:
     for criterion in verdict.criteria:
         told = asked.get(criterion.name)
         if isinstance(told, dict) and told.get("versus") and criterion.measured is not None:
-            metric = str(told.get("metric", "")).removesuffix("_s").replace("_", " ")
+            metric = str(told.get("metric", "")).replace("_per_s", "/s").removesuffix("_s").replace("_", " ")
             found.append(Ratio(criterion, metric, str(told.get("arm", "")), str(told["versus"])))
     scale = whisker.scale_of([ratio.criterion for ratio in found], ratios=True)
     return [msgspec.structs.replace(ratio, drawing=whisker.draw(ratio.criterion, scale)) for ratio in found]
+
+
+def ratio_figures(ratios: list[Ratio]) -> list[Figure]:
+    """The first ratios as key figures."""
+    return [
+        Figure(
+            f"{ratio.metric}, {ratio.arm.replace('_', ' ')} / {ratio.versus.replace('_', ' ')}",
+            f"× {ratio.criterion.measured:.3g}",
+            f"limit {page.limit(ratio.criterion)}",
+        )
+        for ratio in ratios[:FIGURES_MAX]
+    ]
 
 
 def gain(history: History) -> PrefixGain | None:

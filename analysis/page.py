@@ -200,6 +200,20 @@ def figures(counts: Counts, rows: list[PhaseRow], first: Recovery | None) -> lis
     return shown + [Figure(step.label, step.value, step.limit) for step in steps]
 
 
+def calm_figures(rows: list[PhaseRow]) -> list[Figure]:
+    """Success and latency of the phase with the most requests but the warm-up: what a run without a fault is about."""
+    measured = [row for row in rows if not row.name.startswith("warm")] or rows
+    if not measured:
+        return []
+    row = max(measured, key=lambda each: each.offered)
+    place = f"in {row.name}"
+    return [
+        Figure("Success", percent(row.success), place),
+        Figure("Median latency", seconds(row.p50_s), place),
+        Figure("95th percentile", seconds(row.p95_s), place),
+    ]
+
+
 def recoveries(history: History) -> list[Recovery]:
     """What each fault cost in time, beside the limits that the experiment set."""
     found = fault_times(history)
@@ -336,7 +350,9 @@ def brief(value: float) -> str:
 
 def clock(value: float | None) -> str:
     """A time of the run, in seconds since it began."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.2f} s"
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{0 if abs(value) < 0.005 else value:.2f} s"
 
 
 def percent(value: float | None) -> str:

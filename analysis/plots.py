@@ -16,7 +16,7 @@ from analysis.canvas import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, 
 from analysis.facts import offered
 from analysis.history import History
 from analysis.lanes import state_lanes
-from analysis.time_shares import arm_of
+from analysis.time_shares import arm_of, arm_order
 from analysis.usage import USAGE, gpu, largest, memory, processor, worker_lanes
 
 Flags = npt.NDArray[np.bool_]
@@ -56,7 +56,7 @@ class Plot(msgspec.Struct, frozen=True):
 
 def draw(history: History) -> list[Plot]:
     """All plots of a run, in reading order."""
-    arms = _arms(history)
+    arms = arm_order(history)
     drawn = [
         _plot(
             history, "outcomes", "time", outcomes, "What happened to the requests",
@@ -182,7 +182,8 @@ def latency(history: History, size: Size) -> str:
     at, taken = at[known], taken[known]
     _latency_scale(axes, taken)
     _dots(axes, size, *_thinned(at, taken, axes), line.end_s)
-    for share, dash, least in ((0.5, "-", P50_SAMPLES_MIN), (0.95, (0, (3, 1.2)), P95_SAMPLES_MIN)):
+    # The names of two lines that end together stand one above the other.
+    for share, dash, least, raised in ((0.5, "-", P50_SAMPLES_MIN, -6), (0.95, (0, (3, 1.2)), P95_SAMPLES_MIN, 6)):
         grid_s, level = rolling(at, taken, share, least, line.end_s)
         axes.plot(grid_s, level, color=canvas.PAGE, linewidth=4, alpha=0.75)
         axes.plot(grid_s, level, color=INK, linewidth=1.7, linestyle=dash)
@@ -190,8 +191,8 @@ def latency(history: History, size: Size) -> str:
         if len(shown) and size is canvas.WIDE:
             end = (grid_s[shown[-1]], level[shown[-1]])
             axes.annotate(
-                f"p{share * 100:.0f}", end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=size.font,
-                color=INK, annotation_clip=False,
+                f"p{share * 100:.0f}", end, xytext=(6, raised), textcoords="offset points", va="center",
+                fontsize=size.font, color=INK, annotation_clip=False,
             )  # fmt: skip
     for outcome, marker in (("failed", "x"), ("refused", "v"), ("cancelled", "v")):
         times = canvas.floats(requests[requests["outcome"] == outcome], "intended_s")
@@ -308,17 +309,9 @@ def queues(history: History, size: Size) -> str:
     return worker_lanes(history, size, "queues", alternative, batch, edges, "", waiting)
 
 
-def _arms(history: History) -> list[str]:
-    """The arms that the run compares, in the order of the experiment."""
-    planned = set(arm_of(history)) - {""}
-    named = history.experiment.get("arms")
-    order = [str(name) for name in named] if isinstance(named, dict) else []
-    return [name for name in order if name in planned] + sorted(planned - set(order))
-
-
 def _groups(history: History, requests: pd.DataFrame) -> dict[str, Flags]:
     """What has a curve of its own, and which requests are its: every arm, else every phase that is measured."""
-    arms = _arms(history)[: len(CURVE_STYLES)]
+    arms = arm_order(history)[: len(CURVE_STYLES)]
     if arms:
         of = requests["request_id"].map(arm_of(history)).to_numpy()
         return {arm: of == arm for arm in arms}
@@ -340,8 +333,9 @@ def distribution(history: History, size: Size) -> str:
     intended = canvas.floats(requests, "intended_s")
     taken = canvas.floats(requests, "ended_s") - intended
     completed = (requests["outcome"] == "completed").to_numpy() & np.isfinite(taken)
-    _latency_axis(axes, taken[completed])
-    for inside, (colour, dash) in zip(_groups(history, requests).values(), CURVE_STYLES, strict=False):
+    groups = list(_groups(history, requests).values())
+    _latency_axis(axes, taken[completed & np.any(groups, axis=0)])
+    for inside, (colour, dash) in zip(groups, CURVE_STYLES, strict=False):
         done = np.sort(taken[inside & completed])
         if len(done):
             share = np.arange(1, len(done) + 1) / inside.sum()

@@ -73,7 +73,10 @@ class PerformanceReporter:
     def _content(self) -> dict[str, object]:
         history, verdict = self._history, self._verdict
         phases, recoveries = page.phase_rows(history), page.recoveries(history)
-        shares = page.share_bars(history)
+        shares, ratios = page.share_bars(history), arms_view.ratio_rows(history, verdict)
+        more = arms_view.ratio_figures(ratios)
+        if not more and not verdict.faults:
+            more = page.calm_figures(phases)
         return {
             "history": history,
             "info": history.info,
@@ -88,11 +91,11 @@ class PerformanceReporter:
             "unmeasured": usage.unmeasured(history),
             "arms": arms_view.arm_rows(history),
             "arm_columns": list(arms_view.COLUMNS.values()),
-            "ratios": arms_view.ratio_rows(history, verdict),
+            "ratios": ratios,
             "gain": arms_view.gain(history),
             "question": str(history.experiment.get("question") or "").strip(),
             "headline": page.HEADLINES[verdict.verdict],
-            "figures": page.figures(verdict.counts, phases, recoveries[0] if recoveries else None),
+            "figures": [*page.figures(verdict.counts, phases, recoveries[0] if recoveries else None), *more],
             "phases": phases,
             "recoveries": recoveries,
             "suffered_max": SUFFERED_MAX,

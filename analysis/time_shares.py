@@ -90,7 +90,7 @@ def time_shares(history: History, *, by_phase: bool = True, by_arm: bool = True)
     found = []
     for name, start_s, end_s in spans if by_phase else [("", -math.inf, math.inf)]:
         inside = lines[(lines["intended_s"] >= start_s) & (lines["intended_s"] < end_s)]
-        for arm in sorted(set(inside["arm"]) - {""}) if armed else [""]:
+        for arm in arm_order(history) if armed else [""]:
             chosen = inside[inside["arm"] == arm] if armed else inside
             if len(chosen):
                 found.append(mean_request(chosen, name, arm))
@@ -107,6 +107,14 @@ def arm_of(history: History) -> "pd.Series[str]":
     """The arm of each planned request by request_id, empty for one that belongs to none."""
     plan = history.schedule.drop_duplicates("request_id")
     return plan.set_index("request_id")["arm"].fillna("")
+
+
+def arm_order(history: History) -> list[str]:
+    """The arms of which requests were planned, in the order of the experiment."""
+    planned = set(arm_of(history)) - {""}
+    named = history.experiment.get("arms")
+    order = [str(name) for name in named] if isinstance(named, dict) else []
+    return [name for name in order if name in planned] + sorted(planned - set(order))
 
 
 def _attempts(history: History) -> pd.DataFrame:

@@ -41,13 +41,14 @@ def unmeasured(history: History) -> str:
     samples = history.nodes
     missing = [
         name
-        for name, column in (("resident memory", "resident_bytes"), ("processor", "cpu_share"), ("GPU", "gpu_busy"))
+        for name, column in (("resident memory", "resident_bytes"), ("processor", "cpu_share"))
         if samples[column].isna().all()
     ]
-    # The host's own sample says only that nodes know better.
-    told = samples[(samples["gpu_busy_reason"].fillna("") != "") & (samples["role"] != "host")]["gpu_busy_reason"]
-    reason = f" (GPU: {told.mode().iloc[0]})" if "GPU" in missing and len(told) else ""
-    return ", ".join(missing) + reason if missing else ""
+    if samples["gpu_busy"].isna().all():
+        # The host's own sample says only that nodes know better.
+        told = samples[(samples["gpu_busy_reason"].fillna("") != "") & (samples["role"] != "host")]["gpu_busy_reason"]
+        missing.append(f"GPU ({told.mode().iloc[0]})" if len(told) else "GPU")
+    return ", ".join(missing)
 
 
 def _sampled(

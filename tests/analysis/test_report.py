@@ -15,6 +15,7 @@ from analysis import page, report
 from analysis.tables import SCHEDULE_SCHEMA, SCHEMAS
 from analysis.verdict import EXIT_CODES, CriterionResult, FaultResult, InvariantResult, Outcome, Violation
 from tests.analysis.report_fixture import ENVIRONMENT, empty_history, history, verdict
+from tests.analysis.timed_run import timed_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y> | `a` [b](javascript:c) \u202e\x07\n# h " + "x" * 3000
@@ -241,3 +242,41 @@ def test_a_share_is_never_rounded_up_to_all(value: float | None, shown: str) -> 
 )
 def test_durations_have_few_digits(value: float | None, shown: str) -> None:
     assert page.seconds(value) == shown
+
+
+def test_what_to_do_is_in_every_report() -> None:
+    run = timed_run(queue=0.2, batch=7.5).history()
+    reporter = report.PerformanceReporter(run, verdict(run), {})
+    html, markdown = reporter.html(), reporter.markdown()
+    Balance(html)
+    assert html.index("<main>") < html.index('id="advice"') < html.index('id="plots"')
+    for text in (html, markdown.replace("&#95;", "_"), reporter.junit()):
+        assert "waiting for their turn" in text
+        assert "--set policy.worker.batch_max=16" in text
+    suite = ElementTree.fromstring(reporter.junit())[0]
+    assert suite.find("system-out") is not None
+    assert suite.get("tests") == str(len(suite.findall("testcase")))
+
+
+def test_nothing_to_do_is_said(html: str) -> None:
+    assert "Nothing stands out." in report.PerformanceReporter(empty_history(), verdict(empty_history()), {}).html()
+    assert "Not measured in this run: <bdi>GPU (no counter here)</bdi>." in html
+
+
+def test_arms_are_shown_side_by_side_with_their_ratios_to_one_scale() -> None:
+    made = timed_run(requests=60, arms=("before", "after"))
+    made.experiment |= {
+        "comparison": {"phase": "measure", "by": "sessions"},
+        "expectations": {"faster": {"metric": "latency_p50_s", "arm": "after", "versus": "before", "at_most": 0.9}},
+    }
+    run = made.history()
+    ratio = CriterionResult("faster", Outcome.PASS, 0.5, "<= 0.9", "", 30, (0.4, 0.6), "")
+    judged = msgspec.structs.replace(verdict(run), criteria=[ratio], faults=[])
+    reporter = report.PerformanceReporter(run, judged, {})
+    html = reporter.html()
+    Balance(html)
+    assert html.index('id="criteria"') < html.index('id="arms"') < html.index('id="invariants"')
+    assert "× 0.5" in html[: html.index("<main>")]
+    assert "Latency by arm" in html
+    _check_markdown(reporter.markdown())
+    assert "## Arms, side by side" in reporter.markdown()

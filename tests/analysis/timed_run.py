@@ -68,13 +68,19 @@ def _add(run: Run, name: str, intended_s: float, spent: dict[str, float], arm: s
     run.event("controller", points["to_controller"], "request_accepted", "client-0", request_id=name)
     number = 1
     if spent["retry"]:
-        failed = {"worker": "worker-1", "tokens": 0, "outcome": "failed", "code": "FIRST_TOKEN_TIMEOUT", "attempt": 1}
+        failed: dict[str, Any] = {
+            "worker": "worker-1",
+            "tokens": 0,
+            "outcome": "failed",
+            "code": "FIRST_TOKEN_TIMEOUT",
+            "attempt": 1,
+        }
         run.add("controller", AttemptRow(
             side="controller", begun_s=points["controller"], started_s=None, first_token_s=None, ended_s=dispatched_s,
             **attempt, **failed,
         ))  # fmt: skip
         number = 2
-    done = {"worker": "worker-0", "tokens": 12, "outcome": "completed", "code": "", "attempt": number}
+    done: dict[str, Any] = {"worker": "worker-0", "tokens": 12, "outcome": "completed", "code": "", "attempt": number}
     run.add("controller", AttemptRow(
         side="controller", begun_s=dispatched_s, started_s=None, first_token_s=None, ended_s=points["decode"],
         **attempt, **done,
