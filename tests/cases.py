@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, engine_fault_cases, kill_cases, serving_cases
+from tests import contract, engine_fault_cases, host_cases, kill_cases, serving_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -131,6 +131,12 @@ def cases() -> list[Case]:
         for way in engine_fault_cases.WAYS
     ]
     found.append(Case("sabotage_engine_faults", "exit 4, invalid", _sabotage_engine_faults))
+    found.append(Case("host_failure", "exit 0, pass, a host with two workers gone and back", _host_failure))
+    found.append(Case("sabotage_host", "exit 4, invalid", _sabotage_host))
+    found += [
+        Case(f"kill_9_host_{name}", "nothing left, no Ray node either", partial(_killed_with_hosts, moment=name))
+        for name in host_cases.KILLED_AT
+    ]
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     found += [
@@ -450,6 +456,46 @@ def _sabotage_engine_faults(out: Path) -> Outcome:
     if len(faults) <= len(engine_fault_cases.WAYS) or any(fault.verified for fault in faults):
         problems.append(f"of {len(faults)} shams {sum(fault.verified for fault in faults)} are called verified")
     return _outcome(code, run, verdict, problems)
+
+
+def _host_failure(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, (), experiment=host_cases.EXPERIMENT)
+    verdict = _verdict(run, problems)
+    if verdict is not None:
+        problems += host_cases.problems(code, verdict)
+    return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
+
+
+def _sabotage_host(out: Path) -> Outcome:
+    code, run, problems = _to_its_end(out, host_cases.SHORT, "tests.sabotage", host_cases.EXPERIMENT)
+    verdict = _verdict(run, problems)
+    if code != 4:
+        problems.append(f"exit code {code}")
+    if verdict is None or [fault.verified for fault in verdict.faults] != [False]:
+        problems.append("a host that nobody has killed is called gone")
+    why = "" if verdict is None or not verdict.reasons else verdict.reasons[0]
+    return _outcome(code, run, verdict, problems, why)
+
+
+def _killed_with_hosts(out: Path, moment: str) -> Outcome:
+    """The runner dies, and with it every Ray node that it has started and whatever runs there."""
+    problems: list[str] = []
+    line, delay_s = host_cases.KILLED_AT[moment]
+    with Run(_settings(host_cases.SHORT, host_cases.EXPERIMENT), out) as run:
+        if not run.await_line(line, LINE_S_MAX):
+            problems.append(f"it never said {line!r}")
+        time.sleep(delay_s)
+        before = run.left(0.0)[0]
+        ray_nodes = host_cases.ray_nodes(before)
+        run.kill()
+        code = run.wait(END_S_MAX)
+        alive, gone_s = run.left(LEFT_MAX_S)
+    if moment == host_cases.WHOLE_AT and ray_nodes != 2:
+        problems.append(f"{ray_nodes} Ray nodes ran before the kill, expected the head's and the host's")
+    problems += [f"left running: {process}" for process in alive]
+    problems += _undo_left(run) + _unreadable(run, expect_rows=moment != "start")
+    figures = f"{len(before)} processes before, {ray_nodes} of them Ray nodes, last one gone after {gone_s:.1f} s"
+    return _outcome(code, run, None, problems, figures)
 
 
 def _sabotage_each(out: Path, experiment: Path) -> Outcome:
