@@ -179,9 +179,9 @@ EVENT_KINDS: dict[str, str] = {
     "fault_repeated": "a fault that strikes again and again struck the subject once more",
     "worker_incompatible": "the controller ignores a worker that speaks another version of the protocol",
     "model_timing": "how long a model took to become warm; detail is a JSON object of seconds by part",
-    "block_started": "requests of an arm of the comparison (the subject) count from now on; detail is the block's number",
+    "block_started": "requests of an arm (the subject) count from now on; detail is the block's number",
     "block_ended": "the last request of a block was asked; detail is its number",
-    "worker_action": "a worker was restarted, or told to evict or pre-warm its model; detail is what came of it, in JSON",
+    "worker_action": "a worker was restarted, or told to evict or pre-warm a model; detail is what came of it, in JSON",
     "guard": "a stop condition was met",
     "note": "a remark of the director",
 }

@@ -1,5 +1,7 @@
 """From phases to a load, and to a sentence about each that says what it asks of the cluster."""
 
+import itertools
+
 import pytest
 
 from workloads.capacity import Capacity, InfeasibleRate
@@ -19,7 +21,7 @@ def plan(phases: list[PlannedPhase], base_per_s: float = 10.0, spec: WorkloadSpe
 
 def counts(made: LoadPlan, edges: list[float]) -> list[int]:
     times = [request.intended_s for request in made.requests]
-    return [sum(low <= time_s < high for time_s in times) for low, high in zip(edges, edges[1:], strict=False)]
+    return [sum(low <= time_s < high for time_s in times) for low, high in itertools.pairwise(edges)]
 
 
 def test_phases_that_say_nothing_are_the_workload_as_it_is() -> None:
