@@ -329,6 +329,8 @@ def _memory(history: History) -> Advice | None:
     grown = []
     start_s = min((phase.start_s for phase in measured_phases(history)), default=0.0)
     samples = history.nodes[history.nodes["resident_bytes"].notna() & (history.nodes["time_s"] >= start_s)]
+    # A host's sample is the sum of its nodes.
+    samples = samples[samples["role"] != "host"]
     for (node, _), rows in samples.groupby(["node", "incarnation"]):
         growth = _growth(rows.sort_values("time_s"))
         if growth is not None:

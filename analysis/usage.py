@@ -1,5 +1,6 @@
 """Lanes of numbers: one per node, all to one scale, on the time axis of the run. And the lanes of what nodes used."""
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -17,11 +18,12 @@ _PERCENT = 100.0
 @canvas.drawing
 def memory(history: History, size: Size) -> str:
     """Resident memory of each node in MiB, where the world has processes, and what MLX holds; else the ledgers."""
-    samples = history.nodes
-    if samples["resident_bytes"].notna().any():
-        active = _levels(history, samples, "mlx_active_bytes", 1 / _MIB)
-        return _sampled(history, size, "memory", "Memory of each node over time", "resident_bytes", "MiB", active)
-    return _sampled(history, size, "memory", "Memory ledger of each worker over time", "memory_bytes", "MiB", {})
+    # A host's sample is the sum of its nodes and would flatten them.
+    nodes = msgspec.structs.replace(history, nodes=history.nodes[history.nodes["role"] != "host"])
+    if nodes.nodes["resident_bytes"].notna().any():
+        active = _levels(nodes, nodes.nodes, "mlx_active_bytes", 1 / _MIB)
+        return _sampled(nodes, size, "memory", "Memory of each node over time", "resident_bytes", "MiB", active)
+    return _sampled(nodes, size, "memory", "Memory ledger of each worker over time", "memory_bytes", "MiB", {})
 
 
 @canvas.drawing

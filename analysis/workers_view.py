@@ -35,7 +35,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
 def worker_rows(history: History) -> list[WorkerRow]:
     """The workers that left a row of work or a sample, by name, WORKERS_MAX of them at most."""
     told = history.attempts[history.attempts["side"] == "worker"]
-    samples = history.nodes[history.nodes["role"] == "worker"]
+    # Before time zero the capacity was probed.
+    samples = history.nodes[(history.nodes["role"] == "worker") & (history.nodes["time_s"] >= 0)]
     names = sorted({*map(str, told["worker"]), *map(str, samples["node"])}, key=canvas.natural)
     length_s = max(run_end_s(history), 1e-9)
     return [

@@ -156,6 +156,12 @@ def test_arms_that_differ_on_purpose_get_no_advice_about_their_requests() -> Non
     assert _found(timed_run(queue=4, batch=8, arms=("one", "many"))) == {}
 
 
+def test_a_host_that_holds_more_because_its_nodes_do_is_not_named() -> None:
+    run = _growing(2 * MIB)
+    add_samples(run, "host-0", role="host", resident_bytes=lambda second: int(400 * MIB + 9 * MIB * second))
+    assert _found(run)["memory_growth"].finding == "The memory of worker-0 grows"
+
+
 def test_too_few_requests_say_nothing() -> None:
     assert _found(timed_run(requests=19, queue=4)) == {}
     assert advise(empty_history()) == []
