@@ -103,8 +103,8 @@ def prepare_ray(address: str | None) -> None:
     if address is None:
         # Unless it believes that the host is alone, it listens on every interface.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # That a process died is what experiments are about: the report tells it better than Ray.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+    # That a process or a host died is what experiments are about: the report tells it better than Ray.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|has been marked dead")
 
 
 def _execute(

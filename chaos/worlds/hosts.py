@@ -6,7 +6,9 @@ It is a child of the keeper: so its end is the keeper's business like that of ev
 
 import asyncio
 import contextlib
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from chaos.worlds.servers import Servers
 from chaos.worlds.world import HandleError, HostState, InfrastructureError, Life
 
 HEAD = "host-0"
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 _JOIN_S = 30.0
 _GONE_S = 5.0
 _POLL_S = 0.05
@@ -51,6 +54,9 @@ class RayHost:
         self._root: psutil.Process | None = None
         self._killed: list[psutil.Process] = []
         self._id = ""
+        # A thread that begins or ends it goes on when whoever waits for it is cancelled.
+        self._busy = threading.Lock()
+        self._stopped = False
 
     @property
     def place(self) -> dict[str, float]:
@@ -66,11 +72,17 @@ class RayHost:
 
     def start(self) -> None:
         """Start it and wait until it has joined. Blocks. Raises InfrastructureError."""
+        with self._busy:
+            self._start()
+
+    def _start(self) -> None:
         assert self._servers.keeper is not None
-        self._life += 1
         where = f"Ray node {self._name}"
+        if self._stopped:
+            raise InfrastructureError(f"{where}: the run is over")
+        self._life += 1
         try:
-            pid = self._servers.keeper.spawn(self._name, self._command())
+            pid = self._servers.keeper.spawn(self._name, self._command(), _chosen_by_ray())
             self._root, self._killed, self._id = psutil.Process(pid), [], ""
             ends_s = time.monotonic() + _JOIN_S
             while not self._id:
@@ -121,6 +133,7 @@ class RayHost:
     def stop(self) -> None:
         """End it for good, whatever state it is in. Blocks for bounded times."""
         self._servers.ended_by_fault.add(self._name)
+        self._stopped = True
         with contextlib.suppress(HandleError):
             self._end()
 
@@ -130,14 +143,15 @@ class RayHost:
 
     def _end(self) -> None:
         """SIGKILL to the whole tree. Raises HandleError when something of it is still there after `_GONE_S`."""
-        if self._root is None:
-            return
-        self._killed += kill_tree(self._root)
-        ends_s = time.monotonic() + _GONE_S
-        while still := [process.pid for process in self._killed if _runs(process)]:
-            if time.monotonic() > ends_s:
-                raise HandleError(f"{self._name}: processes {still} survived SIGKILL for {_GONE_S:g} s")
-            time.sleep(_POLL_S)
+        with self._busy:
+            if self._root is None:
+                return
+            self._killed += kill_tree(self._root)
+            ends_s = time.monotonic() + _GONE_S
+            while still := [process.pid for process in self._killed if _runs(process)]:
+                if time.monotonic() > ends_s:
+                    raise HandleError(f"{self._name}: processes {still} survived SIGKILL for {_GONE_S:g} s")
+                time.sleep(_POLL_S)
 
     def _tree(self) -> list[psutil.Process]:
         assert self._root is not None
@@ -216,6 +230,11 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _chosen_by_ray() -> dict[str, str]:
+    """What Ray has set in our environment, after the keeper has been started, for those that shall join."""
+    return {name: os.environ[name] for name in _AUTHENTICATION if name in os.environ}
 
 
 def _node_id(resource: str) -> str:
