@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.judge import judge
@@ -45,13 +45,14 @@ def hurt(out: Path, *settings: str) -> Run:
     return conduct(out, *SPREAD, f"faults.cut={HOST}", *settings)
 
 
+@settings(max_examples=40, deadline=None)
 @given(workers=st.integers(1, 40), hosts=st.integers(1, 8), controllers=st.integers(1, 3))
 def test_every_node_is_on_one_host_and_no_host_is_empty(workers: int, hosts: int, controllers: int) -> None:
     hosts = min(hosts, workers)
-    settings = [f"cluster.workers={workers}", f"cluster.hosts={hosts}", f"cluster.controllers={controllers}"]
+    changes = [f"cluster.workers={workers}", f"cluster.hosts={hosts}", f"cluster.controllers={controllers}"]
     if controllers > 1:
-        settings.append("faults.cut.targets=[worker-0]")
-    whole = load(find("network_partition"), [*settings, "guard.last_worker=true"])
+        changes.append("faults.cut.targets=[worker-0]")
+    whole = load(find("network_partition"), [*changes, "guard.last_worker=true"])
     parts = [whole.nodes_on(host) for host in whole.host_names()]
     assert sorted(node for part in parts for node in part) == sorted(whole.node_names())
     sizes = [sum(node.startswith("worker-") for node in part) for part in parts]
@@ -127,8 +128,21 @@ def test_a_host_is_gone_by_the_process_table_whatever_the_scheduler_says(state: 
     assert is_empty(state)[1]
 
 
+def test_ray_puts_every_actor_on_its_host_and_a_cluster_on_one_host_asks_for_nothing() -> None:
+    from chaos.worlds.hosts import RayHosts, head_place
+
+    whole, servers, processes = spread(), cast(Any, None), cast(Any, None)
+    hosts = RayHosts(whole, servers, processes, cast(Any, None))
+    places = {node: hosts.place(node) for node in whole.node_names()}
+    assert set(places["worker-1"]) == set(places["worker-3"])
+    assert not set(places["worker-1"]) & set(places["worker-0"])
+    assert places["controller"] == places["client-0"] == places["worker-0"] == head_place(whole) != {}
+    alone = load(find("network_partition"))
+    hosts = RayHosts(alone, servers, processes, cast(Any, None))
+    assert all(hosts.place(node) == {} for node in alone.node_names())
+
+
 def test_a_tree_of_processes_dies_to_the_last_leaf() -> None:
-    pytest.importorskip("ray")
     from chaos.worlds.hosts import kill_tree
 
     leaf = "import time; time.sleep(60)"
