@@ -16,6 +16,8 @@ SHORT = (
     "phases.recovery.duration_s=12",
     "faults.host.duration_s=4",
     "workload.rate=10/s",
+    "workload.rate_min=8/s",
+    "workload.rate_max=12/s",
 )
 # Name: a line of the runner's output, and seconds after it. 4 s after the injection a new Ray node is started.
 KILLED_AT: dict[str, tuple[str, float]] = {

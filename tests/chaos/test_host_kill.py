@@ -22,6 +22,7 @@ from chaos.results import ResultsDirectory
 from chaos.worlds.simulated_hosts import SimulatedHost
 from chaos.worlds.world import HostState, Life
 from cluster.errors import Code
+from tests import host_cases
 from tests.chaos.simulated_runs import Quiet, Run, conduct
 
 NODES = ("controller", "worker-0", "worker-1", "client-0")
@@ -223,3 +224,9 @@ def test_the_experiment_passes(tmp_path: Path) -> None:
     run._execute(whole, "simulated", 1, results, watcher, None)  # type: ignore[arg-type]
     verdict = judge(load_history(results.path))
     assert verdict.verdict is Outcome.PASS, verdict.reasons
+
+
+def test_the_live_cases_are_about_valid_experiments() -> None:
+    whole = load(find(host_cases.EXPERIMENT), host_cases.SHORT)
+    assert whole.faults["host"].targets == ("host-1",)
+    assert set(host_cases.KILLED_AT) > {host_cases.WHOLE_AT}
