@@ -92,6 +92,7 @@ class Director:
         vocabulary = await self._world.vocabulary()
         # Measured even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards.
         self._watcher.phase("capacity probe")
+        await self._warm_workers()
         plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
         context = policy.worker.context_max_tokens
         try:
@@ -115,6 +116,13 @@ class Director:
             self._plan_arms(phases, capacity, vocabulary)
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
+
+    async def _warm_workers(self) -> None:
+        """A worker that loads nothing beforehand loads now, or the probe would measure its load."""
+        experiment = self._experiment
+        warm = experiment.prewarmed_names()
+        for worker in [name for name in experiment.worker_names() if name not in warm]:
+            await self._world.engine(worker).prewarm(experiment.cluster.model, experiment.cluster.start_limit_s)
 
     def _plan_arms(self, phases: list[PlannedPhase], capacity: Capacity, vocabulary: PromptVocabulary) -> None:
         """Put what the arms ask into the phase in which they are compared. Raises ValueError."""

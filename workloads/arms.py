@@ -23,8 +23,8 @@ _PRIMING_TOKENS = 1
 """Of the answer to a priming turn. What the model says cannot be planned, so an answer would not be a shared prefix."""
 _PIECE_TOKENS = 256
 _TURNOVER = 6.0
-"""A closed block is planned for so many times the measured capacity. That is of all workers at once, which share a small
-host: one of them alone, with a larger batch, has made two and a half times as much."""
+"""A closed block is planned for so many times the measured capacity. That is of all workers at once, which may share a
+small host: one of them alone, with a larger batch, has made two and a half times as much."""
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 _Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400)]

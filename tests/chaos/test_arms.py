@@ -92,7 +92,7 @@ def test_each_batch_limit_has_its_own_worker_and_full_batches(tmp_path: Path) ->
 
 
 def test_a_cold_worker_loads_for_its_request_and_a_warm_one_does_not(tmp_path: Path) -> None:
-    history, verdict = conduct(tmp_path, "pre_warming", "phases.measure.duration_s=113")
+    history, verdict = conduct(tmp_path, "pre_warming", "phases.measure.duration_s=128")
     told = history.events[history.events["kind"] == "worker_action"]
     actions = [json.loads(detail) for detail in told["detail"]]
     assert all(action["done"] for action in actions)
