@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from random import Random
 
 from analysis.schema import Gauges
+from cluster.controller.admission import refusal
 from cluster.controller.breaker import BreakerState
 from cluster.controller.ledger import Attempt, Entry, Ledger
-from cluster.controller.membership import Change, Liveness, Warmth
+from cluster.controller.membership import Change, Liveness
 from cluster.controller.retry import RetryHandler
 from cluster.controller.rows import attempt_ended, breaker_change, event, stale_report
 from cluster.controller.service_time import ServiceTimes
@@ -30,7 +31,6 @@ from cluster.node import (
 )
 from cluster.policy import Policy
 from cluster.protocol import (
-    PRIORITIES,
     VERSION,
     Accepted,
     AttemptId,
@@ -112,7 +112,6 @@ class ControllerNode:
 
     def gauges(self) -> Gauges:
         """See cluster.node.Node."""
-        members = self._membership.members.values()
         return Gauges(
             role="controller",
             queue_depth=len(self._waiting),
@@ -120,7 +119,7 @@ class ControllerNode:
             active=self._workforce.outstanding,
             open_requests=len(self._ledger),
             open_requests_max=self._policy.routing.requests_max,
-            workers_ready=sum(member.liveness is Liveness.READY for member in members),
+            workers_ready=self._workforce.ready,
             breakers_open=sum(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values()),
             tokens_made=self._tokens_delivered,
             sessions=len(self._sessions),
@@ -135,10 +134,7 @@ class ControllerNode:
 
     def workers(self) -> dict[str, tuple[str, str]]:
         """Liveness and breaker state of every known worker, for people who watch."""
-        return {
-            worker: (member.liveness.value, self._breakers[worker].state.value)
-            for worker, member in self._membership.members.items()
-        }
+        return self._workforce.states()
 
     def incarnations(self) -> dict[str, int]:
         """The newest incarnation that it has heard of every known worker, for people who watch."""
@@ -146,8 +142,7 @@ class ControllerNode:
 
     def warm_workers(self, model: str) -> int:
         """How many workers could start a request for `model` at once."""
-        members = self._membership.members
-        return sum(members[worker].warmth[model] is Warmth.WARM for worker in self._workforce.serving(model))
+        return len(self._workforce.warm(model))
 
     def _link_up(self, now: float) -> list[Command]:
         self._link = True
@@ -190,7 +185,7 @@ class ControllerNode:
             # Held back on its way, and the request has ended meanwhile: nobody waits for another execution.
             return []
         entry = Entry(submit, now)
-        code = self._refusal(submit, now)
+        code = refusal(submit, self._ledger, self._membership, now)
         if code is not None:
             return [self._failure(entry, code)]
         self._ledger.add(entry)
@@ -200,17 +195,6 @@ class ControllerNode:
             Send(submit.client, Accepted(submit.request_id, submit.submission)),
             *self._enter(entry, now),
         ]
-
-    def _refusal(self, submit: Submit, now: float) -> Code | None:
-        if now >= submit.deadline_s:
-            return Code.DEADLINE_EXCEEDED
-        if self._ledger.full:
-            return Code.OVERLOADED
-        if not submit.prompt or submit.max_tokens <= len(submit.delivered) or submit.priority not in PRIORITIES:
-            return Code.INVALID_REQUEST
-        if self._membership.any_alive() and not self._membership.knows_model(submit.model):
-            return Code.MODEL_NOT_FOUND
-        return None
 
     def _resume(self, entry: Entry, submit: Submit, now: float) -> list[Command]:
         """The client asks again for a request that is running: continue, and send what it has missed."""
@@ -259,29 +243,13 @@ class ControllerNode:
         if worker is None:
             return commands + self._nobody(entry, now)
         self._waiting.discard(entry)
-        entry.attempts_made += 1
-        entry.hold_until_s = None
         member = self._membership.members[worker]
-        attempt_id = AttemptId(entry.id, entry.submit.submission, entry.attempts_made)
-        entry.attempt = Attempt(attempt_id, worker, member.heartbeat.incarnation, len(entry.tokens), now)
-        commands += self._workforce.began(entry.attempt, now)
+        attempt = entry.begin_attempt(worker, member.heartbeat.incarnation, now)
+        commands += self._workforce.began(attempt, now)
         if session is not None:
             self._sessions.served(session, worker, now)
         self._timeouts.arm(entry)
-        submit = entry.submit
-        dispatch = Dispatch(
-            attempt_id,
-            self.name,
-            member.heartbeat.incarnation,
-            submit.model,
-            submit.prompt,
-            tuple(entry.tokens),
-            submit.max_tokens,
-            member.clock.to_theirs(entry.deadline_s),
-            session,
-            submit.priority,
-            submit.sampling,
-        )
+        dispatch = entry.dispatch(attempt, self.name, member.clock.to_theirs(entry.deadline_s))
         return [*commands, Send(worker, dispatch, needs_responder=True)]
 
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
@@ -302,9 +270,7 @@ class ControllerNode:
             entry.retry_s = now + self._policy.routing.hold_poll_s
             self._timeouts.arm(entry)
             return []
-        short = bool(serving) and all(self._membership.members[worker].heartbeat.pressure for worker in serving)
-        nobody = Code.RESOURCE_LIMIT_EXCEEDED if short else Code.NO_WORKERS_AVAILABLE
-        return self._retry_or_end(entry, entry.last_code or nobody, now)
+        return self._retry_or_end(entry, entry.last_code or self._workforce.shortage(serving), now)
 
     def _park(self, entry: Entry, now: float) -> list[Command]:
         """Wait for our own link; only the deadline ends it earlier."""
@@ -343,25 +309,8 @@ class ControllerNode:
         self, entry: Entry, attempt: Attempt, chunk: Chunk, news: dict[str, list[tuple[int, Chunk]]], now: float
     ) -> list[Command]:
         """Take a chunk of the present attempt; what goes to the client is added to `news`."""
-        # With its origin, which the worker need not repeat: for the client now, and if it misses this, again later.
-        told = Chunk(
-            chunk.attempt,
-            chunk.index,
-            chunk.tokens,
-            finish=chunk.finish,
-            worker=attempt.worker,
-            worker_incarnation=attempt.worker_incarnation,
-            cached_tokens=chunk.cached_tokens,
-        )
-        if chunk.tokens:
-            attempt.news_s = now
-            attempt.tokens += len(chunk.tokens)
-            if attempt.first_token_s is None:
-                attempt.first_token_s = now
-                attempt.cached_tokens = chunk.cached_tokens
-            entry.tokens += chunk.tokens
-            entry.chunks.append(told)
-            self._tokens_delivered += len(chunk.tokens)
+        told = entry.take(chunk, attempt, now)
+        self._tokens_delivered += len(chunk.tokens)
         if chunk.tokens or chunk.finish is not None:
             news.setdefault(entry.submit.client, []).append((entry.submit.submission, told))
         if chunk.finish is not None:
@@ -422,9 +371,7 @@ class ControllerNode:
         attempt = entry.attempt
         assert attempt is not None
         entry.attempt = None
-        self._workforce.ended(attempt)
-        if outcome != "completed" and not (code and TRAITS[Code(code)].blames_worker):
-            self._breakers[attempt.worker].withdrawn(attempt.id)
+        self._workforce.ended(attempt, outcome, code)
         return [attempt_ended(entry, attempt, outcome, code, now)]
 
     def _end(self, entry: Entry, code: Code, now: float) -> list[Command]:

@@ -1,7 +1,7 @@
 """The ledger: every request the controller has accepted and not ended, and its present attempt."""
 
 from cluster.errors import Code
-from cluster.protocol import AttemptId, Chunk, Submit, Token
+from cluster.protocol import AttemptId, Chunk, Dispatch, Submit, Token
 
 _SAME = ("model", "max_tokens", "priority", "session_id", "sampling", "worker")
 """What no later submission of a request may change."""
@@ -104,6 +104,55 @@ class Entry:
         self.tokens = list(submit.delivered)
         self.chunks = []
         return True
+
+    def begin_attempt(self, worker: str, worker_incarnation: int, now: float) -> Attempt:
+        """The next attempt, on that worker, goes on from what is known of the completion."""
+        self.attempts_made += 1
+        self.hold_until_s = None
+        attempt = AttemptId(self.id, self.submit.submission, self.attempts_made)
+        self.attempt = Attempt(attempt, worker, worker_incarnation, len(self.tokens), now)
+        return self.attempt
+
+    def dispatch(self, attempt: Attempt, controller: str, deadline_s: float) -> Dispatch:
+        """What `controller` asks of the attempt's worker; deadline_s in the worker's clock, seconds."""
+        submit = self.submit
+        return Dispatch(
+            attempt.id,
+            controller,
+            attempt.worker_incarnation,
+            submit.model,
+            submit.prompt,
+            tuple(self.tokens),
+            submit.max_tokens,
+            deadline_s,
+            submit.session_id,
+            submit.priority,
+            submit.sampling,
+        )
+
+    def take(self, chunk: Chunk, attempt: Attempt, now: float) -> Chunk:
+        """Add the next part of the completion, which the present attempt has made.
+
+        Returns it with its origin, which the worker need not repeat: for the client now, and if it misses this, again.
+        """
+        told = Chunk(
+            chunk.attempt,
+            chunk.index,
+            chunk.tokens,
+            finish=chunk.finish,
+            worker=attempt.worker,
+            worker_incarnation=attempt.worker_incarnation,
+            cached_tokens=chunk.cached_tokens,
+        )
+        if chunk.tokens:
+            attempt.news_s = now
+            attempt.tokens += len(chunk.tokens)
+            if attempt.first_token_s is None:
+                attempt.first_token_s = now
+                attempt.cached_tokens = chunk.cached_tokens
+            self.tokens += chunk.tokens
+            self.chunks.append(told)
+        return told
 
     def after(self, index: int) -> list[Chunk]:
         """What the ledger knows of the completion from `index` on, as chunks with their origin."""

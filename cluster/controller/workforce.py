@@ -5,6 +5,7 @@ from cluster.controller.ledger import Attempt, Entry
 from cluster.controller.membership import Liveness, Membership, Warmth
 from cluster.controller.routing import HARD, Candidate, choose
 from cluster.controller.rows import breaker_change
+from cluster.errors import TRAITS, Code
 from cluster.node import Command
 from cluster.policy import Policy
 
@@ -23,6 +24,18 @@ class Workforce:
     def outstanding(self) -> int:
         """Attempts of ours that have not ended."""
         return sum(self._outstanding.values())
+
+    @property
+    def ready(self) -> int:
+        """Workers that would take a request."""
+        return sum(member.liveness is Liveness.READY for member in self.membership.members.values())
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """Liveness and breaker state of every known worker."""
+        return {
+            worker: (member.liveness.value, self.breakers[worker].state.value)
+            for worker, member in self.membership.members.items()
+        }
 
     def joined(self, worker: str) -> None:
         """A worker was heard of."""
@@ -50,6 +63,16 @@ class Workforce:
     def serving(self, model: str) -> list[str]:
         """Workers that could take a request for the model but for their load, their breaker or its own exclusions."""
         return [worker for worker, member in self.membership.members.items() if member.serves(model)]
+
+    def warm(self, model: str) -> list[str]:
+        """Those of them that have the model in memory, and could start a request for it at once."""
+        members = self.membership.members
+        return [worker for worker in self.serving(model) if members[worker].warmth[model] is Warmth.WARM]
+
+    def shortage(self, serving: list[str]) -> Code:
+        """What a request is told that none of those who serve its model could take in time."""
+        short = bool(serving) and all(self.membership.members[worker].heartbeat.pressure for worker in serving)
+        return Code.RESOURCE_LIMIT_EXCEEDED if short else Code.NO_WORKERS_AVAILABLE
 
     def able(self, entry: Entry) -> list[str]:
         """Who may be asked, if not now then later: serves the model, and was not asked in vain.
@@ -102,9 +125,11 @@ class Workforce:
         self._outstanding[attempt.worker] += 1
         return breaker_change(attempt.worker, self.breakers[attempt.worker].dispatched(attempt.id), now)
 
-    def ended(self, attempt: Attempt) -> None:
-        """An attempt has ended, in whatever way."""
+    def ended(self, attempt: Attempt, outcome: str, code: str) -> None:
+        """An attempt has ended; what its worker neither completed nor is to blame for says nothing about the worker."""
         self._outstanding[attempt.worker] -= 1
+        if outcome != "completed" and not (code and TRAITS[Code(code)].blames_worker):
+            self.breakers[attempt.worker].withdrawn(attempt.id)
 
     def _candidates(self, entry: Entry, now: float) -> tuple[list[Candidate], list[Command]]:
         """Who may take it now: able, with room, let through by the breaker."""
