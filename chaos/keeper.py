@@ -51,12 +51,15 @@ class KeeperError(Exception):
 
 
 class Spawn(msgspec.Struct, frozen=True, tag_field="ask", tag="spawn"):
-    """Start a server that ends with the keeper. Its output goes to `output`. env: added to the keeper's own."""
+    """Start a server that ends with the keeper. Its output goes to `output`. env: added to the keeper's own.
+
+    group: it leads a process group of its own, which ends with it."""
 
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
     output: str
+    group: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, tag_field="ask", tag="stop"):
@@ -136,10 +139,10 @@ class Keeper:
         """Whether the keeper runs. Without it nothing may be injected any more."""
         return self._process.poll() is None
 
-    def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        """Start a server and return its pid; output goes to `log_dir/<name>.log`. Raises KeeperError."""
+    def spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, group: bool = False) -> int:
+        """Start a server (see Spawn), return its pid; output goes to `log_dir/<name>.log`. Raises KeeperError."""
         output = str((self._log_dir / f"{name}.log").resolve())
-        return self._ask(Spawn(name, tuple(argv), dict(env or {}), output), _CALL_S_MAX).pid
+        return self._ask(Spawn(name, tuple(argv), dict(env or {}), output, group), _CALL_S_MAX).pid
 
     def stop_child(self, name: str) -> None:
         """End a server and wait for its end. Raises KeeperError, also for an unknown name."""
@@ -286,15 +289,15 @@ class _Servers:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=os.environ | request.env,
+                    process_group=0 if request.group else None,
                 )
         except (OSError, ValueError) as error:
             return Reply(f"server {request.name}: {error}")
         self._forget(request.name)
         self._running[request.name] = process
         try:
-            entry = ProcessEntry(
-                pid=process.pid, created_s=psutil.Process(process.pid).create_time(), name=request.name
-            )
+            created_s = psutil.Process(process.pid).create_time()
+            entry = ProcessEntry(pid=process.pid, created_s=created_s, name=request.name, group=request.group)
             self._entries[request.name] = msgspec.structs.replace(entry, id=self._log.add(entry))
         except psutil.NoSuchProcess:
             return Reply(f"server {request.name}: ended at once; see {request.output}")

@@ -82,7 +82,7 @@ class RayHost:
             raise InfrastructureError(f"{where}: the run is over")
         self._life += 1
         try:
-            pid = self._servers.keeper.spawn(self._name, self._command(), _chosen_by_ray())
+            pid = self._servers.keeper.spawn(self._name, self._command(), _chosen_by_ray(), group=True)
             self._root, self._killed, self._id = psutil.Process(pid), [], ""
             ends_s = time.monotonic() + _JOIN_S
             while not self._id:
