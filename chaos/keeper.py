@@ -51,9 +51,7 @@ class KeeperError(Exception):
 
 
 class Spawn(msgspec.Struct, frozen=True, tag_field="ask", tag="spawn"):
-    """Start a server that ends with the keeper. Its output goes to `output`. env: added to the keeper's own.
-
-    group: it leads a process group of its own, which ends with it."""
+    """Start a server that ends with the keeper, with its process group if `group`. env: added to the keeper's own."""
 
     name: str
     argv: tuple[str, ...]
