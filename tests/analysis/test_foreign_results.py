@@ -176,7 +176,7 @@ def check_damage(
     judged(directory, capsys)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(done=damages)
 def test_damaged_files_are_one_line_or_a_verdict(
     whole: Path,
@@ -269,7 +269,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> N
         read_table(tmp_path / "events.parquet", SCHEMAS["events"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.integers(0, 1_000), share=st.floats(0, 1))
 def test_a_killed_run_is_readable_wherever_its_files_end(
     raw_run: Path, tmp_path_factory: pytest.TempPathFactory, file: int, share: float
