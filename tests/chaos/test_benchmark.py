@@ -126,6 +126,10 @@ def test_the_example_in_the_docstring_is_a_test_file_that_passes(tmp_path: Path)
     text = benchmark.__doc__ or ""
     code = textwrap.dedent("\n".join(line for line in text.splitlines() if line.startswith("    ") or not line))
     assert sum(isinstance(part, ast.FunctionDef) for part in ast.parse(code).body) == 4
+    # The reader's run at its own length takes half a minute; what the example shows does not depend on it.
+    settings = '["workload.rate=20/s", "workload.sessions=12"]'
+    assert code.count(settings) == 1
+    code = code.replace(settings, repr([*SHORT, "workload.sessions=12"]))
     (tmp_path / "test_ours.py").write_text(code)
     began_s = time.monotonic()
     done = subprocess.run(

@@ -29,7 +29,7 @@ SHORT = {
         "phases.warm_up.duration_s=1",
         "phases.baseline.duration_s=8",
         "phases.spike.duration_s=4",
-        "phases.drain.duration_s=6",
+        "phases.drain.duration_s=8",
         "phases.recovery.duration_s=8",
     ),
     "sustained_load": ("phases.warm_up.duration_s=6", "phases.load.duration_s=60"),
