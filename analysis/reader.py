@@ -1,5 +1,6 @@
 """Read a results directory into a History."""
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def _check_values(path: Path, table: pa.Table, may_be_null: Sequence[str]) -> No
         for place, values in parts.items():
             if values.null_count and name not in nullable:
                 raise UnreadableError(f"{path}: not this table: column {place}: a value is missing")
-            if pa.types.is_floating(values.type) and not _within(values, NUMBER_MAX):
+            if pa.types.is_floating(values.type) and not _within(values, math.inf if place == "gap" else NUMBER_MAX):
+                # A token that the model would never choose is endlessly far below its best one.
                 raise UnreadableError(f"{path}: not this table: column {place}: not within {NUMBER_MAX:g}")
             limit = INCARNATION_MAX if place.endswith("incarnation") else INTEGER_MAX
             if pa.types.is_integer(values.type) and not _within(values, limit):

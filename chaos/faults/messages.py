@@ -28,11 +28,11 @@ SENT: Mapping[str, tuple[str, ...]] = {
     "client": ("cancel", "ping", "submit"),
 }
 RECEIVED: Mapping[str, tuple[str, ...]] = {
-    "worker": ("dispatch", "drain", "prewarm", "withdraw"),
+    "worker": ("dispatch", "drain", "evict", "prewarm", "withdraw"),
     "controller": ("cancel", "heartbeat", "ping", "report", "submit"),
     "client": ("accepted", "delivery", "pong"),
 }
-"""Messages by the roles between which they travel; a worker's drain and prewarm come from whoever operates it."""
+"""Messages by the roles between which they travel; a worker's drain, evict and prewarm come from whoever operates it."""
 
 _WAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"upstream": SENT, "downstream": RECEIVED}
 _SHARE_MIN = 1e-6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.checkers.finding import records
 from analysis.merge import merge
-from analysis.reader import read_table
+from analysis.reader import INTEGER_MAX, read_table
 from analysis.recorder import MetricsCollector, RecorderError
 from analysis.schema import EventRow, RequestRow, Row, Segment
 from analysis.tables import SCHEMAS, empty_frame
@@ -19,7 +19,7 @@ from tests.analysis.histories import clean_run
 
 NAMES = st.text(max_size=8)
 TIMES = st.floats(-1e9, 1e9)
-COUNTS = st.integers(-(2**63), 2**63 - 1)
+COUNTS = st.integers(-INTEGER_MAX, INTEGER_MAX)
 EVENTS = st.builds(EventRow, TIMES, NAMES, NAMES, NAMES, COUNTS, COUNTS, NAMES)
 SEGMENTS = st.builds(Segment, COUNTS, COUNTS, COUNTS, COUNTS, NAMES, COUNTS, TIMES)
 REQUESTS = st.builds(

@@ -29,7 +29,7 @@ def rules(fault: faults.Fault) -> dict[str, MessageRule]:
 
 def test_every_message_of_the_protocol_has_its_roles() -> None:
     assert {tag for of in RECEIVED.values() for tag in of} == TAGS
-    assert {tag for of in SENT.values() for tag in of} == TAGS - {"drain", "prewarm"}
+    assert {tag for of in SENT.values() for tag in of} == TAGS - {"drain", "evict", "prewarm"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
