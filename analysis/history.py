@@ -81,7 +81,7 @@ def read_info(directory: Path) -> RunInfo:
         return msgspec.json.decode(path.read_bytes(), type=RunInfo)
     except FileNotFoundError:
         raise UnreadableError(f"{directory}: no run.json here; is this a results directory?") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnreadableError(f"{path}: not a run description: {error}") from None
 
 

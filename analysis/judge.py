@@ -68,7 +68,7 @@ def read_verdict(directory: Path) -> Verdict:
         return msgspec.json.decode(path.read_bytes(), type=Verdict)
     except FileNotFoundError:
         raise UnreadableError(f"{path}: missing") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnreadableError(f"{path}: not a verdict: {error}") from None
 
 

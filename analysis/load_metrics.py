@@ -213,8 +213,6 @@ def _memory_drift(history: History, phase: str | None, confidence: float) -> Mea
     each = {
         str(name): _binned(edges, middles, rows["time_s"], rows["held"], np.mean) for name, rows in told.groupby("node")
     }
-    if not each:
-        raise CannotJudge("no node told how much memory it holds")
     found = {name: drift(*series, 1 - (1 - confidence) / len(each)) for name, series in each.items()}
     slopes = {name: one.value for name, one in found.items() if one.value is not None}
     if not slopes:

@@ -138,5 +138,5 @@ def _arm_of(request_ids: "pd.Series[str]", history: History) -> "pd.Series[str]"
 def _verdict(directory: Path) -> Verdict | None:
     try:
         return msgspec.json.decode((directory / "verdict.json").read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from analysis import plots, report
 from analysis.aggregate import summarise
 from analysis.history import UnreadableError
+from analysis.judge import read_verdict
 from analysis.reader import load_history, read_table
 from analysis.salvage import salvage
 from analysis.tables import SCHEMAS
@@ -248,6 +249,17 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     for read in (load_history, summarise):
         with pytest.raises(UnreadableError, match=r"schedule\.parquet: not .* UTF8"):
             read(directory)
+
+
+def test_json_that_is_no_text_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "verdict.json").write_bytes(b'{"verdict": "\xff"}')
+    with pytest.raises(UnreadableError, match="not a verdict"):
+        read_verdict(run)
+    (run / "run.json").write_bytes(b'{"run_id": "\xff"}')
+    with pytest.raises(UnreadableError, match="not a run description"):
+        load_history(run)
 
 
 def test_an_incarnation_is_a_time_in_nanoseconds(tmp_path: Path) -> None:
