@@ -181,7 +181,7 @@ def _weigh(history: History, criterion: Criterion, seen: Measurement) -> tuple[O
     where += f" ({kind})" if kind else ""
     complete = history.info.complete
     unit = _unit(criterion)
-    name = criterion.metric.removesuffix("_s").replace("_", " ")
+    name = criterion.metric.replace("_per_s", "/s").removesuffix("_s").replace("_", " ")
     name += f" of {criterion.arm}" if criterion.arm else ""
     name += f" / that of {criterion.versus}" if criterion.versus else ""
     if seen.value is None:
