@@ -32,7 +32,7 @@ RECEIVED: Mapping[str, tuple[str, ...]] = {
     "controller": ("cancel", "heartbeat", "ping", "report", "submit"),
     "client": ("accepted", "delivery", "pong"),
 }
-"""Messages by the roles between which they travel; a worker's drain, evict and prewarm come from whoever operates it."""
+"""Messages by the roles between which they travel; drain, evict and prewarm come from whoever operates a worker."""
 
 _WAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"upstream": SENT, "downstream": RECEIVED}
 _SHARE_MIN = 1e-6
