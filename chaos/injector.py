@@ -86,7 +86,6 @@ class Injector:
             world.record(injection.row(Evidence(False, {})))
             return
         self._begun.append(injection)
-        self._active.append(injection)
         injection.injected_s = world.clock()
         end_s = world.now() + spec.duration_s
         try:
@@ -116,10 +115,12 @@ class Injector:
                 seen = await timing.wait_for(world, spec.when, injection.hurt)
             except timing.NeverReached as error:
                 return str(error)
-        hurt = [target for other in self._active for target in other.hurt]
         liveness = (await world.look()).workers
+        # Looked at and taken in one step: two faults that wait for one state must not both find the last place free.
+        hurt = [target for other in self._active for target in other.hurt]
         refused = self._guard.forbids(injection.hurt, hurt, liveness)
         if refused is None:
+            self._active.append(injection)
             controllers = self._experiment.controller_names()
             injection.states = await timing.moment(world, injection.hurt, controllers, seen)
         return refused

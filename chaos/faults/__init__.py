@@ -74,8 +74,9 @@ def kinds() -> dict[str, type[Fault]]:
             raise ValueError(f"kind: {point.value} wants to be {point.name}, and there is one of that name already")
         try:
             loaded = point.load()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"kind: {point.name} of {point.value} cannot be loaded: {error}") from error
+        except Exception as error:  # what a stranger's module raises can be anything
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"kind: {point.name} of {point.value} cannot be loaded: {what}") from error
         lacking = [name for name in _MEMBERS if not hasattr(loaded, name)]
         if lacking or point.name != loaded.KIND:
             what = f"lacks {', '.join(lacking)}" if lacking else f"calls itself {loaded.KIND!r}"
@@ -87,12 +88,17 @@ def kinds() -> dict[str, type[Fault]]:
 def make(spec: FaultSpec, nodes: Sequence[str]) -> Fault:
     """The fault of a spec, in a cluster of these nodes. Raises ValueError (field, then what was expected)."""
     kind = KINDS.get(spec.kind)
-    if kind is None:
-        known = kinds()
-        if spec.kind not in known:
-            raise ValueError(f"kind: expected one of {', '.join(known)}, got {spec.kind!r}")
-        kind = known[spec.kind]
-    return kind(spec, nodes)
+    if kind is not None:
+        return kind(spec, nodes)
+    known = kinds()
+    if spec.kind not in known:
+        raise ValueError(f"kind: expected one of {', '.join(known)}, got {spec.kind!r}")
+    try:
+        return known[spec.kind](spec, nodes)
+    except ValueError:
+        raise
+    except Exception as error:  # as above
+        raise ValueError(f"kind: {spec.kind} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def describe(kind: type[Fault]) -> str:

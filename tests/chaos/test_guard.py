@@ -7,6 +7,7 @@ import pytest
 from chaos.experiment import GuardSpec
 from chaos.guard import Guard, Stopped
 from chaos.progress import Snapshot
+from tests.chaos.simulated_runs import conduct
 
 WORKERS = ["worker-0", "worker-1", "worker-2"]
 
@@ -75,3 +76,19 @@ def test_an_unproven_heal_stops_the_run_if_it_shall() -> None:
     guard().unrecovered("kill worker-0")
     with pytest.raises(Stopped, match="the heal of kill worker-0 is not proven"):
         guard(stop_when_unrecovered=True).unrecovered("kill worker-0")
+
+
+@pytest.mark.simulated
+def test_two_faults_that_wait_for_the_same_moment_do_not_both_take_the_last_place(tmp_path: Path) -> None:
+    when = "when: {state: stream_token, at_least: 1, within_s: 5, node: worker-0}"
+    kill = f"kind: kill, phase: fault, start_s: 1, duration_s: 4, ttl_s: 30, {when}"
+    done = conduct(
+        tmp_path,
+        f"faults.cut={{targets: [worker-0], {kill}}}",
+        f"faults.other={{targets: [worker-1], {kill}}}",
+        "guard={targets_max: 1}",
+    )
+    assert done.verdict.verdict == "invalid"
+    struck = done.history.faults["injected_s"].notna()
+    assert struck.tolist().count(True) == 1
+    assert "targets_max" in done.history.faults.loc[~struck, "evidence"].item()

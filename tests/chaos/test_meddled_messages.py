@@ -29,7 +29,7 @@ OPTIONS = {
     "corrupt_messages": {"bytes": 3},
 }
 TARGETS = {"worker": "worker-0", "controller": "controller", "client": "client-0"}
-RARE = ("drain", "prewarm", "cancel", "withdraw")
+RARE = ("drain", "evict", "prewarm", "cancel", "withdraw")
 """Nobody sends these as long as nothing else happens."""
 
 

@@ -10,9 +10,14 @@ from tests.chaos.simulated_runs import conduct
 
 UNPLUG = """
 '''`unplug`: somebody trips over a cable.'''
+import os
 from chaos.faults.partition import Partition
 class Unplug(Partition):
     KIND = "unplug"
+    def __init__(self, spec, nodes):
+        if "CABLES_FRAYED" in os.environ:
+            raise TypeError("no end")
+        super().__init__(spec, nodes)
 class Nameless(Partition):
     KIND = "something"
 class Nothing:
@@ -23,6 +28,7 @@ class Nothing:
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *points: str) -> None:
     """A package of somebody else's, as pip would leave it."""
     (folder / "cables.py").write_text(UNPLUG)
+    (folder / "frayed.py").write_text("raise KeyError('a cable')\n")
     metadata = folder / "cables-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cables\nVersion: 1.0\n")
@@ -55,7 +61,8 @@ def test_a_kind_of_an_installed_package_is_as_good_as_ours(
 @pytest.mark.parametrize(
     ("point", "said"),
     [
-        ("unplug = nowhere:Unplug", "unplug of nowhere:Unplug cannot be loaded: No module named"),
+        ("unplug = nowhere:Unplug", "unplug of nowhere:Unplug cannot be loaded: ModuleNotFoundError: No module named"),
+        ("unplug = frayed:Unplug", "unplug of frayed:Unplug cannot be loaded: KeyError: 'a cable'"),
         ("unplug = cables:Plug", "cannot be loaded"),
         ("unplug = cables:Nameless", "calls itself 'something'"),
         ("nothing = cables:Nothing", "it lacks COLOUR, explains"),
@@ -68,3 +75,13 @@ def test_a_package_with_a_kind_that_is_none_costs_one_line(
     install(tmp_path, monkeypatch, point)
     assert run.main(["--faults"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_kind_of_a_package_that_cannot_be_made_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path, monkeypatch, "unplug = cables:Unplug")
+    monkeypatch.setenv("CABLES_FRAYED", "1")
+    assert run.main(["network_partition", "--dry-run", "--set", "faults.cut.kind=unplug"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "faults.cut.kind: unplug cannot be made: TypeError: no end" in line
