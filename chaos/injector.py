@@ -55,7 +55,8 @@ class Injector:
 
     def in_force(self) -> list[str]:
         """Kind, mode and targets of the faults in force, for people."""
-        return [f"{injection.spec.kind} {injection.aim}" for injection in self._active]
+        struck = [injection for injection in self._active if injection.injected_s is not None]
+        return [f"{injection.spec.kind} {injection.aim}" for injection in struck]
 
     def check(self) -> None:
         """Raises Stopped when a heal that is not proven has to end the run."""

@@ -254,8 +254,11 @@ class ControllerNode:
 
     def _nobody(self, entry: Entry, now: float) -> list[Command]:
         if self._workforce.is_only_full(entry):
-            self._waiting.add(entry)
-            self._timeouts.arm(entry)
+            if entry in self._waiting:
+                self._timeouts.arm(entry)
+            else:
+                self._waiting.add(entry)
+                self._await_turn(entry, now)
             return []
         self._waiting.discard(entry)
         if now < self._settled_s:
@@ -276,7 +279,7 @@ class ControllerNode:
         """Wait for our own link; only the deadline ends it earlier."""
         entry.retry_s = None
         self._waiting.discard(entry)
-        self._timeouts.arm(entry)
+        self._await_turn(entry, now)
         return []
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> list[Command]:
@@ -422,13 +425,17 @@ class ControllerNode:
                 commands += self._reassure(entry, now)
         return commands
 
+    def _await_turn(self, entry: Entry, now: float) -> None:
+        """From now on the request waits, and its client is told so again and again."""
+        entry.told_s = now
+        self._timeouts.arm(entry)
+
     def _reassure(self, entry: Entry, now: float) -> list[Command]:
         """Tell the client of a request that waits that we still have it.
 
         Without a word everybody who waits in a long line would submit again at once, and the line grow by it.
         """
-        entry.told_s = now
-        self._timeouts.arm(entry)
+        self._await_turn(entry, now)
         return [Send(entry.submit.client, Accepted(entry.id, entry.submit.submission))] if self._link else []
 
     def _silent(self, entry: Entry, code: Code, now: float) -> list[Command]:
