@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from html import escape
 from io import StringIO
+from typing import TypeVar
 
 import matplotlib
 import msgspec
@@ -26,6 +27,7 @@ from analysis.history import History, Phase
 from analysis.text import clean as clean
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 INK = "#010203"
 FAINT = "#010204"
@@ -91,17 +93,17 @@ class TimeAxis(msgspec.Struct, frozen=True):
     windows: list[Window]
 
 
-def drawing(of: Callable[[History, Size], str]) -> Callable[[History, Size], str]:
+def drawing(of: Callable[[T, Size], str]) -> Callable[[T, Size], str]:
     """Run a plot under settings of its own: neither a user's matplotlibrc nor another caller's changes reach it."""
 
     @functools.wraps(of)
-    def settled(history: History, size: Size) -> str:
+    def settled(shown: T, size: Size) -> str:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mlx-chaos", "path.simplify": False})
             # A name with two dollar signs in it is a name, not mathematics.
             matplotlib.rcParams["text.parse_math"] = False
-            return of(history, size)
+            return of(shown, size)
 
     return settled
 

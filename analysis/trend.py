@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import msgspec
 from markupsafe import Markup
 
@@ -36,12 +35,10 @@ def points(runs: Sequence[Listed], criterion: str) -> list[Point]:
 
 def draw(shown: Sequence[Point]) -> dict[str, Markup]:
     """`wide` and `narrow`: the values in the order of the runs, with their intervals, as SVG."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mlx-chaos", "text.parse_math": False})
-        return {size.name: Markup(_drawn(shown, size)) for size in (canvas.WIDE, canvas.NARROW)}
+    return {size.name: Markup(_drawn(shown, size)) for size in (canvas.WIDE, canvas.NARROW)}
 
 
+@canvas.drawing
 def _drawn(shown: Sequence[Point], size: canvas.Size) -> str:
     if not shown:
         return canvas.blank(size, "No run has measured this.", "Nothing to show")
