@@ -20,6 +20,9 @@ from analysis.verdict import CriterionResult, Outcome
 
 NAME = "comparison (self-check)"
 _PART_SHARE_MIN = 0.1
+_ALIKE = 10
+"""So many sessions of neighbouring prefix lengths count as alike. In a sweep of 60 over a factor of 16 they differ by
+half. With fewer the interval of a median depends on where their bounds happen to lie; more make it wider."""
 _BLOCK = "block"
 """The phase that a block is in a history of that block alone."""
 
@@ -81,13 +84,17 @@ def compare_arms(
 ) -> Comparison | None:
     """The metric of `arm` divided by that of `versus`, in pairs of blocks or of sessions with one number.
 
-    See analysis.comparison.compare for when it is None. Raises CannotJudge.
+    Sessions are planned with prefixes of all lengths of a sweep, so it is no news of the arms that a long one takes
+    longer than a short one: those of similar length are resampled among themselves. See analysis.comparison.compare,
+    also for when it is None. Raises CannotJudge.
     """
     above, below = (values_by_number(history, metric, name, phase, confidence) for name in (arm, versus))
-    pairs = sorted(above.keys() & below.keys())
+    lengths = prefix_lengths(history, arm)
+    pairs = sorted(above.keys() & below.keys(), key=lambda number: (lengths.get(number, 0), number))
     statistic = mean if metric.values is None else Percentile(metric.share)
     treatment, control = ([side[number] for number in pairs] for side in (above, below))
-    return compare(treatment, control, statistic, paired=True, confidence=confidence)
+    alike = _ALIKE if lengths else None
+    return compare(treatment, control, statistic, paired=True, confidence=confidence, alike=alike)
 
 
 def measure_ratio(
@@ -140,6 +147,21 @@ def _where_time_goes(history: History, arm: str) -> str:
         if part_s >= _PART_SHARE_MIN * shares.mean_s
     ]
     return f"the mean answer of {arm} takes {1000 * shares.mean_s:.3g} ms: {', '.join(told)}"
+
+
+def prefix_lengths(history: History, arm: str) -> dict[int, int]:
+    """Tokens of the turn before the measured one, by number of session: all of them begin the measured prompt.
+
+    Empty where arms are compared by blocks.
+    """
+    plan = history.schedule
+    measured = plan[plan["arm"] == arm]
+    lengths = plan[(plan["turn"] == 0) & (plan["arm"] == "")].set_index("session_id")["prompt_tokens"]
+    return {
+        int(number): int(lengths[session])
+        for number, session in zip(measured["block"], measured["session_id"], strict=True)
+        if session in lengths.index
+    }
 
 
 def _numbers(history: History, arm: str) -> set[int]:

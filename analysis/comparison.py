@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -79,13 +79,20 @@ def compare(
     paired: bool,
     confidence: float,
     seed: int = 0,
+    alike: int | None = None,
 ) -> Comparison | None:
     """Compare two sides, each given as the values of its blocks (stretches of time, sessions or runs).
 
     Values of one block may depend on each other, blocks may not. Blocks without values are left out, in pairs when
     `paired`, where block i of one side belongs to block i of the other. None with fewer than 5 blocks a side, or where
-    the statistic of the control is not positive and finite. Raises ValueError for NaN, for pairs that do not match and
-    for a confidence outside 0.5..1.
+    the statistic of the control is not positive and finite. Raises ValueError for NaN, for pairs that do not match, for
+    a confidence outside 0.5..1 and for fewer than 2 blocks alike.
+
+    alike: the blocks come in order of something that was planned and not drawn, such as the length of a prompt, and so
+    many neighbours (or a few more) count as alike; None: all of them. Another run of the same plan has the same blocks
+    with other noise, so blocks are drawn only from among those that they are like: what the plan makes them differ by
+    is no uncertainty (stratified bootstrap: Davison and Hinkley, section 3.2, with the strata of a systematic sample
+    made of neighbours: Wolter, Introduction to Variance Estimation (2007), section 8.2).
 
     The spread of the log ratio comes from resampling whole blocks (cluster bootstrap: Davison and Hinkley, Bootstrap
     Methods and their Application (1997), section 3.8), times blocks / (blocks - 1), which a bootstrap of few blocks is
@@ -96,24 +103,26 @@ def compare(
     """
     if not 0.5 < confidence < 1:
         raise ValueError(f"expected a confidence between 0.5 and 1, got {confidence}")
+    if alike is not None and alike < 2:
+        raise ValueError(f"expected at least 2 blocks alike, got {alike}")
     above, below = _blocks_with_values(treatment, control, paired)
     told = (len(above), len(below))
     above, below = _merged(above), _merged(below)
-    sizes = (len(above), len(below))
+    sizes = _Strata.of(len(above), alike), _Strata.of(len(below), alike)
     if min(len(above), len(below)) < BLOCKS_MIN:
         return None
     top, bottom = statistic(np.concatenate(above)), statistic(np.concatenate(below))
     if not (0 < bottom < math.inf and math.isfinite(top)):
         return None
     random = np.random.default_rng(seed)
-    picks_below = _picks(random, len(below))
-    picks_above = picks_below if paired else _picks(random, len(above))
+    picks_below = _picks(random, sizes[1])
+    picks_above = picks_below if paired else _picks(random, sizes[0])
     tops, bottoms = _resample(above, statistic, picks_above), _resample(below, statistic, picks_below)
     ratio = top / bottom
     if ratio > 0 and min(tops.min(), bottoms.min()) > 0 and math.isfinite(tops.max()) and math.isfinite(bottoms.max()):
         spread, freedom, idle = _log_spread(np.log(tops), np.log(bottoms), sizes, paired)
         interval, lower, upper = _student_bounds(ratio, spread, freedom, confidence)
-        detectable = detectable_difference(idle, sizes[1] - 1, confidence)
+        detectable = detectable_difference(idle, sizes[1].freedom, confidence)
     else:
         interval, lower, upper = _percentile_bounds(tops, bottoms, confidence)
         detectable = math.inf
@@ -243,9 +252,37 @@ def _merged(blocks: list[Values]) -> list[Values]:
     return [np.concatenate(blocks[first:last]) for first, last in pairwise(edges)]
 
 
-def _picks(random: np.random.Generator, blocks: int) -> Picks:
+class _Strata(NamedTuple):
+    """Blocks in order, and the parts of them within which they are alike.
+
+    edges: where each part begins, and at last the number of blocks.
+    """
+
+    blocks: int
+    edges: Picks
+
+    @classmethod
+    def of(cls, blocks: int, alike: int | None) -> "_Strata":
+        parts = 1 if alike is None else max(1, blocks // alike)
+        return cls(blocks, np.linspace(0, blocks, parts + 1).astype(np.int32))
+
+    @property
+    def freedom(self) -> int:
+        return self.blocks - len(self.edges) + 1
+
+    @property
+    def short_by(self) -> float:
+        """The variance times this is what resampling of few blocks is short of, at least."""
+        least = int(np.diff(self.edges).min())
+        return least / (least - 1)
+
+
+def _picks(random: np.random.Generator, strata: _Strata) -> Picks:
     """How often each block (column) is drawn in each resample (row)."""
-    drawn = random.integers(blocks, size=(RESAMPLES, blocks)) + np.arange(RESAMPLES)[:, None] * blocks
+    blocks = strata.blocks
+    sizes = np.diff(strata.edges)
+    first, size = np.repeat(strata.edges[:-1], sizes), np.repeat(sizes, sizes)
+    drawn = first + random.integers(size, size=(RESAMPLES, blocks)) + np.arange(RESAMPLES)[:, None] * blocks
     return np.bincount(drawn.ravel(), minlength=RESAMPLES * blocks).reshape(RESAMPLES, blocks).astype(np.int32)
 
 
@@ -272,20 +309,19 @@ def _resample(blocks: Sequence[Values], statistic: Statistic, picks: Picks) -> V
     return np.concatenate(found)
 
 
-def _log_spread(tops: Values, bottoms: Values, sizes: tuple[int, int], paired: bool) -> tuple[float, float, float]:
+def _log_spread(
+    tops: Values, bottoms: Values, sizes: tuple[_Strata, _Strata], paired: bool
+) -> tuple[float, float, float]:
     """The standard error of the log ratio, its degrees of freedom, and what it is between sides like the control."""
     if paired:
-        blocks = sizes[0]
-        spread = float((tops - bottoms).std(ddof=1)) * math.sqrt(blocks / (blocks - 1))
-        return spread, blocks - 1, spread
-    above, below = (
-        float(logs.var(ddof=1)) * blocks / (blocks - 1) for logs, blocks in zip((tops, bottoms), sizes, strict=True)
-    )
-    idle = math.sqrt(below * (1 + sizes[1] / sizes[0]))
+        spread = float((tops - bottoms).std(ddof=1)) * math.sqrt(sizes[0].short_by)
+        return spread, sizes[0].freedom, spread
+    above, below = (float(logs.var(ddof=1)) * side.short_by for logs, side in zip((tops, bottoms), sizes, strict=True))
+    idle = math.sqrt(below * (1 + sizes[1].blocks / sizes[0].blocks))
     total = above + below
     if total == 0:
-        return 0.0, min(sizes) - 1, idle
-    freedom = total**2 / (above**2 / (sizes[0] - 1) + below**2 / (sizes[1] - 1))
+        return 0.0, min(side.freedom for side in sizes), idle
+    freedom = total**2 / (above**2 / sizes[0].freedom + below**2 / sizes[1].freedom)
     return math.sqrt(total), freedom, idle
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from analysis.arms import values_by_number
+from analysis.arms import prefix_lengths, values_by_number
 from analysis.comparison import BLOCKS_MIN, Percentile, compare
 from analysis.history import History
 from analysis.metrics import METRICS
@@ -90,7 +90,7 @@ def prefix_gain(
     arm, versus = arms
     asked = METRICS[metric]
     treatment, control = (values_by_number(history, asked, name, _phase(history), confidence) for name in arms)
-    prefixes, cached = _prefixes(history, arm), _cached(history, arm)
+    prefixes, cached = prefix_lengths(history, arm), _cached(history, arm)
     numbers = sorted(treatment.keys() & control.keys() & prefixes.keys(), key=lambda number: prefixes[number])
     count = min(POINTS_MAX, len(numbers) // PAIRS_MIN)
     if count < 2:
@@ -128,18 +128,6 @@ def _from(points: list[GainPoint], enough: list[bool]) -> int | None:
     while first and enough[first - 1]:
         first -= 1
     return points[first].least_tokens if first < len(points) else None
-
-
-def _prefixes(history: History, arm: str) -> dict[int, int]:
-    """Tokens of the turn before the measured one, by number of session: all of them begin the measured prompt."""
-    plan = history.schedule
-    measured = plan[plan["arm"] == arm]
-    lengths = plan[plan["turn"] == 0].set_index("session_id")["prompt_tokens"]
-    return {
-        int(number): int(lengths[session])
-        for number, session in zip(measured["block"], measured["session_id"], strict=True)
-        if session in lengths.index
-    }
 
 
 def _cached(history: History, arm: str) -> dict[int, int]:

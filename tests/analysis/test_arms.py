@@ -100,6 +100,16 @@ def test_sessions_are_compared_in_pairs_and_their_priming_turns_are_not_counted(
     assert measure(history(run), "latency_p50_s", "measure", 0.9, arm="sticky").samples == 20
 
 
+def test_what_a_sweep_makes_sessions_differ_by_is_no_uncertainty() -> None:
+    """Without any noise, in the order of another run's seed: only neighbours in length stand for each other."""
+    lengths = [int(tokens) for tokens in np.random.default_rng(6).permutation(np.geomspace(128, 2048, 60))]
+    run = by_sessions([(tokens, 0.2, 0.2 + 0.0006 * tokens) for tokens in lengths])
+    seen = measure(history(run), "latency_p50_s", "measure", 0.95, arm="sticky", versus="moved")
+    assert seen.interval is not None
+    assert seen.value == pytest.approx(0.4, rel=0.03)
+    assert seen.interval[1] / seen.interval[0] < 1.2
+
+
 def test_a_hit_is_nearly_the_whole_earlier_turn_and_not_the_beginning_of_every_prompt() -> None:
     run = by_sessions([(100 + number, 0.1, 0.2) for number in range(20)], missed=2)
     hits = measure(history(run), "prefix_hit_rate", "measure", 0.95, arm="sticky")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -189,7 +190,66 @@ def by_run(random: np.random.Generator, factor: float) -> Comparison | None:
     return compare_runs([factor * float(values[0])], [float(value) for value in values[1:]], 0.95)
 
 
-@pytest.mark.parametrize("draw", [within, in_pairs, by_run])
+def sweep(random: np.random.Generator, common: float, own: float) -> tuple[list[Values], list[Values]]:
+    """60 sessions an arm over prefixes of 128 to 2048 tokens: with a cache they take 0.2 s, without it more per token.
+
+    common: the spread of what the two of a pair, asked close together, have in common; own: of what each has alone.
+    """
+    tokens = np.geomspace(128, 2048, 60)
+    noise = common * random.normal(size=(60, 1)) + own * random.normal(size=(60, 2))
+    times = np.stack([np.full(60, 0.2), 0.2 + 0.0006 * tokens], axis=1) * np.exp(noise)
+    return [times[row, :1] for row in range(60)], [times[row, 1:] for row in range(60)]
+
+
+def in_a_sweep(random: np.random.Generator, factor: float) -> Comparison | None:
+    """Sessions of planned lengths, paired with their twins; made so that the ratio is the factor."""
+    above, below = sweep(random, 0.15, 0.1)
+    above = [factor / sweep_ratio() * block for block in above]
+    return compare(above, below, Percentile(0.5), paired=True, confidence=0.95, alike=10)
+
+
+@cache
+def sweep_ratio() -> float:
+    """What the ratio of the medians of a sweep is, on the average over its noise."""
+    random = np.random.default_rng(1)
+    middle = Percentile(0.5)
+    pairs = [[middle(np.concatenate(side)) for side in sweep(random, 0.15, 0.1)] for _ in range(3000)]
+    return float(np.exp(np.mean([math.log(above / below) for above, below in pairs])))
+
+
+@pytest.mark.parametrize(("common", "own"), [(0.02, 0.02), (0.15, 0.1), (0.3, 0.05)])
+def test_pairs_that_share_their_noise_and_a_planned_sweep_make_the_interval_narrower(common: float, own: float) -> None:
+    random = np.random.default_rng(14)
+    widths: dict[str, list[float]] = {"whole": [], "paired": [], "unpaired": []}
+    for _ in range(20):
+        above, below = sweep(random, common, own)
+        for name, paired, alike in (("whole", True, None), ("paired", True, 10), ("unpaired", False, 10)):
+            low, high = found(
+                compare(above, below, Percentile(0.5), paired=paired, confidence=0.95, alike=alike)
+            ).interval
+            widths[name].append(math.log(high / low))
+    width = {name: float(np.mean(of)) for name, of in widths.items()}
+    assert width["paired"] < width["unpaired"]
+    assert width["paired"] < 0.75 * width["whole"]
+
+
+def test_blocks_alike_are_neighbours_and_at_least_two() -> None:
+    random = np.random.default_rng(15)
+    steps = [np.array([1.0 + (place // 5)]) for place in range(20)]
+    noise = [np.array([float(value)]) for value in random.lognormal(size=20)]
+    # Within each stretch of five the control is one value, so a resample has it again: the control is certain.
+    seen = found(compare(steps, steps, mean, paired=False, confidence=0.9, alike=5))
+    assert seen.interval == pytest.approx((1, 1))
+    assert found(compare(steps, steps, mean, paired=False, confidence=0.9)).interval[1] > 1
+    # All of them alike is what is said without saying anything.
+    whole = compare(noise, steps, mean, paired=True, confidence=0.9)
+    assert whole == compare(noise, steps, mean, paired=True, confidence=0.9, alike=20)
+    assert whole == compare(noise, steps, mean, paired=True, confidence=0.9, alike=500)
+    with pytest.raises(ValueError, match="2 blocks alike"):
+        compare(noise, steps, mean, paired=True, confidence=0.9, alike=1)
+
+
+@pytest.mark.parametrize("draw", [within, in_pairs, in_a_sweep, by_run])
 def test_as_many_false_alarms_as_promised(draw: Callable[[np.random.Generator, float], Comparison | None]) -> None:
     random = np.random.default_rng(11)
     trials = 200
