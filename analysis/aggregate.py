@@ -24,6 +24,7 @@ from analysis.partitions import Found, Partition, find, line
 from analysis.scan import Arms, arms, scan
 from analysis.summary import ERROR, SHARES, Group, Summary
 from analysis.text import clean
+from analysis.whole_file import replacing, write_whole
 
 TASKS_FROM_ROWS = 50_000_000
 """From so many rows on Ray is worth its start, unless the caller says."""
@@ -130,19 +131,10 @@ def write(summary: Summary, folder: Path) -> list[Path]:
     """Write `summary.json` and `summary.arrow` (see Summary.to_table) into a folder. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     text = msgspec.json.format(msgspec.json.encode(summary.to_builtins()), indent=1).decode() + "\n"
-    replace(folder / "summary.json", lambda part: part.write_text(text, encoding="utf-8"))
-    replace(folder / "summary.arrow", lambda part: feather.write_feather(summary.to_table(), str(part)))
+    write_whole(folder / "summary.json", text)
+    with replacing(folder / "summary.arrow") as part:
+        feather.write_feather(summary.to_table(), str(part))
     return [folder / "summary.json", folder / "summary.arrow"]
-
-
-def replace(path: Path, fill: Callable[[Path], object]) -> None:
-    """The whole new file or the old one: a full disk must not leave half of one."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        fill(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def printed(summary: Summary) -> str:

@@ -5,7 +5,6 @@ request, those of each stretch of time, thinned where they are many.
 """
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from analysis.reader import load_history
 from analysis.statistics import BATCHES, Values, effective_samples
 from analysis.steady import settle
 from analysis.text import clean
+from analysis.whole_file import write_whole
 
 SCHEMA = 1
 FOLDER = Path("baselines")
@@ -137,9 +137,7 @@ def save(side: Side, name: str, folder: Path) -> Path:
     path = _place(name, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = msgspec.structs.replace(side, name=name, saved=datetime.now(UTC).isoformat(timespec="seconds"))
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(msgspec.json.encode(kept) + b"\n")
-    os.replace(part, path)
+    write_whole(path, msgspec.json.encode(kept) + b"\n")
     return path
 
 

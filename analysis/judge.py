@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import msgspec
 from analysis import closed_load
 from analysis.checkers import run_checkers
 from analysis.criterion import Criterion
-from analysis.facts import CannotJudge, counts, fault_windows, offered
+from analysis.facts import CannotJudge, counts, fault_windows, hit_every_worker, offered, worker_count
 from analysis.history import History, UnreadableError
 from analysis.metrics import METRICS, Measurement, UnknownMetricError, measure
 from analysis.self_checks import self_checks
 from analysis.verdict import CriterionResult, FaultResult, InvariantResult, Outcome, Verdict, merge
+from analysis.whole_file import write_whole
 
 SUFFERED_MAX = 50
 # Breaches of these corrupt answers; they weigh more than any expectation that was missed.
@@ -56,9 +56,7 @@ def judge(history: History) -> Verdict:
 
 def write_verdict(directory: Path, verdict: Verdict) -> None:
     """Write `verdict.json`, whole or not at all. Raises OSError."""
-    part = directory / ".verdict.json.part"
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
-    os.replace(part, directory / "verdict.json")
+    write_whole(directory / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
 
 
 def read_verdict(directory: Path) -> Verdict:
@@ -361,8 +359,11 @@ def _reasons(
         reasons.append(f"the run did not finish: {history.info.ended_by}")
     failed = sentences(Outcome.FAIL)
     if failed and _everybody_hit(history):
-        reasons.append("the faults hit every worker of the cluster, so nobody was left to take over")
-    reasons += failed + sentences(Outcome.INCONCLUSIVE)
+        # A circumstance is no finding: it goes with the first one, so that neither hides the other.
+        first = f"{failed[0]}; the faults hit every worker of the cluster, so nobody was left to take over"
+        failed = [first, *(text for text in failed if text != failed[0])]
+    reasons += failed
+    reasons += sentences(Outcome.INCONCLUSIVE)
     if verdict is Outcome.PASS:
         met = sum(each.verdict is Outcome.PASS for each in criteria)
         kept = sum(each.verdict is Outcome.PASS for each in invariants)
@@ -373,13 +374,8 @@ def _reasons(
 
 def _everybody_hit(history: History) -> bool:
     """Whether there was a time in which faults were on for every worker at once."""
-    cluster = history.experiment.get("cluster")
-    workers = cluster.get("workers") if isinstance(cluster, dict) else None
-    windows = fault_windows(history)
-    hit = [
-        {name for other in windows if other.overlaps(window.injected_s, window.injected_s) for name in other.targets}
-        for window in windows
-    ]
-    return isinstance(workers, int) and any(
-        sum(name.startswith("worker-") for name in names) >= workers for names in hit
+    windows, workers = fault_windows(history), worker_count(history)
+    return any(
+        hit_every_worker([other for other in windows if other.overlaps(moment, moment)], workers)
+        for moment in (window.injected_s for window in windows)
     )

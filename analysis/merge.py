@@ -1,6 +1,5 @@
 """From the raw files of all nodes to one Parquet file per table, on one clock."""
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from analysis.recorder import END_OF_STREAM, RecorderError
 from analysis.tables import SCHEMAS, TIME_COLUMNS
+from analysis.whole_file import replacing
 
 
 class MergeReport(msgspec.Struct, frozen=True):
@@ -80,12 +80,10 @@ def _on_run_clock(table: pa.Table, columns: tuple[str, ...], origin_s: float, of
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table so that a reader sees the old file, the whole new one, or none. Raises RecorderError."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
-        os.replace(part, path)
+        with replacing(path) as part:
+            pq.write_table(table, part, compression="zstd", write_page_checksum=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RecorderError(f"{path}: cannot write: {error.strerror or error}") from error
 
 

@@ -6,7 +6,6 @@ judges the history in DIR anew, rewrites `verdict.json` and the three reports, a
 """
 
 import json
-import os
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from analysis.rendering import TEXT_MAX, html_template, markdown_template
 from analysis.salvage import salvage
 from analysis.time_shares import PARTS
 from analysis.verdict import EXIT_CODES, Outcome, Verdict
+from analysis.whole_file import write_whole
 from analysis.workers_view import worker_rows
 
 _USAGE = 2
@@ -63,7 +63,7 @@ class PerformanceReporter:
     def write(self, directory: Path) -> None:
         """Write `report.html`, `report.md` and `junit.xml` into a results directory."""
         for name, text in (("report.html", self.html()), ("report.md", self.markdown()), ("junit.xml", self.junit())):
-            _replace(directory / name, text)
+            write_whole(directory / name, text)
 
     @cached_property
     def _advice(self) -> list[Advice]:
@@ -161,13 +161,6 @@ def _case(
         if tag != "skipped":
             mark.set("type", outcome or verdict.verdict)
         mark.text = "\n".join(lines)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the whole file or leave the old one: a full disk must not leave half a report."""
-    half = path.with_name(f".{path.name}.part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def _read_environment(directory: Path) -> dict[str, object]:

@@ -8,7 +8,6 @@ so whatever else the machine does, it does to all of them. Ratios come with thei
 import argparse
 import asyncio
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from analysis.comparison import Comparison, compare, mean
 from analysis.statistics import Values
 from analysis.verdict import EXIT_CODES, Outcome, merge
+from analysis.whole_file import write_whole
 from chaos.baseline_sides import BARE, CLUSTER, SERVER, BareSide, Block, Side, SideFailed, served_cluster, their_server
 from cluster.engine.blas import find_blas
 from cluster.engine.weights import ModelUnavailable, model_directory
@@ -114,9 +114,7 @@ def run(model: str, out: Path, *, blocks: int = BLOCKS, output_tokens: int = 96,
         ("baseline.json", msgspec.json.format(msgspec.json.encode(report))),
         ("baseline.md", report.text().encode()),
     ):
-        part = out / f".{name}.part"
-        part.write_bytes(data)
-        os.replace(part, out / name)
+        write_whole(out / name, data)
     return report
 
 

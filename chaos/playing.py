@@ -1,9 +1,7 @@
 """Runs of a suite: each experiment is played in a process of its own, and not again where it has its verdict."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -76,14 +74,6 @@ def profile_of(experiment: str, model: str) -> str:
         yaml.safe_load(catalogue()[experiment].read_text()).get("profiles") or {}
     )
     return next((name for name, over in profiles.items() if (over.get("cluster") or {}).get("model") == model), "")
-
-
-def replace_files(out: Path, files: Sequence[tuple[str, bytes]]) -> None:
-    """Write each file whole or leave the old one."""
-    for name, data in files:
-        part = out / f".{name}.part"
-        part.write_bytes(data)
-        os.replace(part, out / name)
 
 
 def _line(what: Play, out: Path, folder: Path, code: int) -> Line | None:

@@ -13,7 +13,8 @@ from analysis.metrics import METRICS, measure
 from analysis.promises_page import Baseline, Finding, Kept, PromisesReport, Run, html, markdown, text
 from analysis.reader import load_history
 from analysis.verdict import CriterionResult, Outcome, Verdict
-from chaos.playing import Line, Play, replace_files
+from analysis.whole_file import write_whole
+from chaos.playing import Line, Play
 
 _BASELINES = ("success_rate", "ttft_p50_s", "latency_p50_s", "latency_p95_s", "throughput_tokens_per_s")
 _CONFIDENCE = 0.95
@@ -68,8 +69,9 @@ def report(out: Path, lines: Sequence[tuple[Play, Line]]) -> str:
         ],
         runs=[_run(what, line, out) for what, line in lines],
     )
-    found = msgspec.json.format(msgspec.json.encode(whole), indent=1)
-    replace_files(out, (("prd.json", found), ("prd.md", markdown(whole).encode()), ("prd.html", html(whole).encode())))
+    write_whole(out / "prd.json", msgspec.json.format(msgspec.json.encode(whole), indent=1))
+    write_whole(out / "prd.md", markdown(whole))
+    write_whole(out / "prd.html", html(whole))
     return text(whole)
 
 

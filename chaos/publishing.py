@@ -1,12 +1,12 @@
 """A run's progress in a file beside its rows, so that a results browser can show what runs now."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from analysis.whole_file import write_whole
 from chaos.progress import Progress, Snapshot
 
 FILE = "progress.json"
@@ -56,11 +56,9 @@ class PublishedProgress:
 
     def _write(self) -> None:
         self._next_s = self._clock() + _EVERY_S
-        part = self._path.with_name(f".{FILE}.part")
         told = {"phase": self._phase, "duration_s": self._duration_s, "notes": self._notes, "snapshot": self._snapshot}
         try:
-            part.write_bytes(msgspec.json.encode(told))
-            os.replace(part, self._path)
+            write_whole(self._path, msgspec.json.encode(told))
         except OSError:
             # The run matters more than its display; what it cannot write of its rows it says itself.
             return

@@ -23,6 +23,7 @@ from analysis.report import write_report
 from analysis.schema import PROBE_PREFIX
 from analysis.tables import REFERENCES_SCHEMA, TOKEN_GAPS_SCHEMA
 from analysis.verdict import Verdict
+from analysis.whole_file import point_latest, write_whole
 from chaos.experiment import Experiment
 from cluster.protocol import Token
 from workloads.plan import LoadPlan, plan_rows
@@ -51,7 +52,7 @@ class ResultsDirectory:
         self.write_plan(LoadPlan(()))
         self._write("experiment.yaml", yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False))
         self.write_info((), True, 0.0, complete=False, ended_by="the run has not ended in an orderly way", notes=[])
-        self._point_latest(base)
+        point_latest(base, self.run_id)
 
     def write_info(
         self,
@@ -139,18 +140,7 @@ class ResultsDirectory:
         return verdict
 
     def _write(self, name: str, text: str) -> None:
-        part = self.path / f".{name}.part"
         try:
-            part.write_text(text)
-            os.replace(part, self.path / name)
+            write_whole(self.path / name, text)
         except OSError as error:
             raise RecorderError(f"{self.path / name}: cannot write: {error.strerror}") from error
-
-    def _point_latest(self, base: Path) -> None:
-        """`results/latest` names the newest run; a file system without links does without."""
-        link = base / f".latest.{self.run_id}"
-        try:
-            link.symlink_to(self.run_id)
-            os.replace(link, base / "latest")
-        except OSError:
-            link.unlink(missing_ok=True)

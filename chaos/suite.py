@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.whole_file import write_whole
 from chaos.experiment import catalogue
-from chaos.playing import INTERRUPTED, Line, Play, play, profile_of, replace_files
+from chaos.playing import INTERRUPTED, Line, Play, play, profile_of
 from chaos.promises import PROMISES, report
 from chaos.robustness import CLASSES
 from cluster.profiles import ProfileError, load_policy
@@ -81,7 +82,8 @@ def _write(suite: str, out: Path, lines: Sequence[tuple[Play, Line]]) -> str:
         return report(out, lines)
     found = [line for _, line in lines]
     whole = msgspec.json.format(msgspec.json.encode(found), indent=1)
-    replace_files(out, (("suite.json", whole), ("suite.md", table(found).encode())))
+    write_whole(out / "suite.json", whole)
+    write_whole(out / "suite.md", table(found))
     return table(found)
 
 

@@ -7,7 +7,6 @@ Exit code 0 only if every case has been played at this state and gave what was e
 import argparse
 import contextlib
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.whole_file import write_whole
 from tests.cases import Case, Outcome, cases
 from tests.processes import ROOT
 
@@ -63,9 +63,7 @@ class State:
     def keep(self, case: str, record: Record) -> None:
         """Remember, on disk at once: the next case may be the one in which somebody loses patience."""
         self.records[case] = record
-        part = self._path.with_suffix(".part")
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(self.records)))
-        os.replace(part, self._path)
+        write_whole(self._path, msgspec.json.format(msgspec.json.encode(self.records)))
 
 
 def play(case: Case, folder: Path) -> Outcome:

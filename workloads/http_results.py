@@ -20,6 +20,7 @@ from analysis.reader import load_history
 from analysis.recorder import RecorderError
 from analysis.report import write_report
 from analysis.verdict import Verdict
+from analysis.whole_file import point_latest, write_whole
 from workloads.request import ScheduledRequest
 from workloads.schedule import schedule_rows
 
@@ -47,13 +48,7 @@ class HttpResults:
         self._write("experiment.yaml", yaml.safe_dump(dict(experiment), sort_keys=False))
         self.write_schedule([])
         self.write_info(complete=False, ended_by="the run has not ended in an orderly way", notes=[])
-        link = out / f".latest.{self.run_id}"
-        try:
-            link.symlink_to(self.run_id)
-            os.replace(link, out / "latest")
-        except OSError:
-            # A file system without links does without.
-            link.unlink(missing_ok=True)
+        point_latest(out, self.run_id)
 
     def write_schedule(self, schedule: Sequence[ScheduledRequest]) -> None:
         """`schedule.parquet`."""
@@ -105,9 +100,7 @@ class HttpResults:
         self._write(name, msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
     def _write(self, name: str, text: str) -> None:
-        part = self.path / f".{name}.part"
         try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, self.path / name)
+            write_whole(self.path / name, text)
         except OSError as error:
             raise RecorderError(f"{self.path / name}: cannot write: {error.strerror}") from error

@@ -8,6 +8,7 @@ itself, which is no error of the client.
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ import numpy as np
 
 from analysis.schema import RequestRow
 from analysis.statistics import percentile
+from analysis.whole_file import write_whole
 from cluster.caller import Source
 from workloads.http import HttpDriver, HttpTarget
 from workloads.load import ClosedLoop, OpenLoop
@@ -219,13 +221,8 @@ def _remembered(path: Path) -> Roofline | None:
 
 def _remember(path: Path, found: Roofline) -> None:
     """Best effort: without a cache it is measured again."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(found))
-        os.replace(name, path)
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        write_whole(path, msgspec.json.encode(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
