@@ -149,7 +149,9 @@ def speeds(sizes: Sequence[int]) -> Iterator[Speed]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation_bench", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation_bench", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--workers", default="10,100,1000", help="with commas between")
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
