@@ -1,7 +1,9 @@
 """Facts that checkers, metrics and the judge share: what was offered, what came of it, and when faults were on."""
 
+import json
 import math
 import re
+from collections.abc import Sequence
 
 import msgspec
 import pandas as pd
@@ -26,7 +28,7 @@ class CannotJudge(Exception):
 class FaultWindow(msgspec.Struct, frozen=True):
     """When a fault was on, seconds since the run began; healed_s is infinite while nobody healed it.
 
-    predicted_s, predicted_by: see FaultRow.
+    predicted_s, predicted_by: see FaultRow. at_once: how many of its targets it hits at a time; None: all of them.
     """
 
     name: str
@@ -37,6 +39,7 @@ class FaultWindow(msgspec.Struct, frozen=True):
     explains: tuple[str, ...]
     predicted_s: float | None = None
     predicted_by: str = ""
+    at_once: int | None = None
 
     def overlaps(self, start_s: float, end_s: float, linger_s: float = 0.0) -> bool:
         """Whether the fault, or the `linger_s` seconds after its heal, touches the closed span."""
@@ -171,9 +174,37 @@ def fault_windows(history: History) -> list[FaultWindow]:
             explains=tuple(row["explains"]),
             predicted_s=None if pd.isna(row["predicted_detection_s"]) else float(row["predicted_detection_s"]),
             predicted_by=row["predicted_by"] or "",
+            at_once=_at_once(row["parameters"]),
         )
         for row in injected.to_dict("records")
     ]
+
+
+def _at_once(parameters: str) -> int | None:
+    try:
+        read = json.loads(parameters)
+    except (ValueError, RecursionError):
+        return None
+    value = read.get("at_once") if isinstance(read, dict) else None
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def worker_count(history: History) -> int:
+    """How many workers the cluster has; 0 where the experiment does not say."""
+    cluster = history.experiment.get("cluster")
+    workers = cluster.get("workers") if isinstance(cluster, dict) else None
+    return workers if isinstance(workers, int) else 0
+
+
+def hit_every_worker(windows: Sequence[FaultWindow], workers: int) -> bool:
+    """Whether faults that are on together hit every worker of a cluster of so many. Nobody knows whom of its targets a
+    fault that goes from one to the next hits just now: it may be any."""
+    aims = [({name for name in window.targets if name.startswith("worker-")}, window.at_once) for window in windows]
+    sure = {name for targets, at_once in aims if at_once is None for name in targets}
+    perhaps = [(targets - sure, at_once) for targets, at_once in aims if at_once is not None]
+    room = sum(min(at_once, len(targets)) for targets, at_once in perhaps)
+    others = len(set().union(*(targets for targets, _ in perhaps)))
+    return 0 < workers <= len(sure) + min(room, others)
 
 
 def quiet_spans(history: History) -> list[QuietSpan]:

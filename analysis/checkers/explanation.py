@@ -1,9 +1,10 @@
 """Invariant 9: callers see only the errors that the injected faults explain."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from analysis.checkers.finding import judged, records, violations
-from analysis.facts import fault_windows, finished, recovery_limit_s
+from analysis.facts import FaultWindow, fault_windows, finished, hit_every_worker, recovery_limit_s, worker_count
 from analysis.history import History
 from analysis.verdict import InvariantResult
 
@@ -15,11 +16,13 @@ _OVERLOAD = (
     *("WORKER_DRAINING", "DEADLINE_EXCEEDED"),
 )
 """What an endpoint that has too much to do may say, or leave unsaid until the deadline."""
+_NOBODY_LEFT = "NO_WORKERS_AVAILABLE"
 
 
 def check(history: History) -> InvariantResult:
     """A failed or refused request carries a code that a fault `explains`, and overlaps that fault or the recovery
-    limit after its heal. What can never succeed is never retried.
+    limit after its heal. That nobody is left is also explained by faults that together hit every worker at some moment
+    of the request's life. What can never succeed is never retried.
 
     Of somebody else's endpoint nobody knows when it has too much to do, so there the codes of overload are explained,
     and how many there may be is for the expectations to say.
@@ -27,12 +30,14 @@ def check(history: History) -> InvariantResult:
     rows = finished(history)
     windows = fault_windows(history)
     limit_s = recovery_limit_s(history)
+    workers = worker_count(history)
 
     def explained(row: Any) -> bool:
-        return any(
-            row["code"] in window.explains and window.overlaps(row["intended_s"], row["ended_s"], limit_s)
-            for window in windows
-        )
+        start_s, end_s, code = row["intended_s"], row["ended_s"], row["code"]
+        met = [window for window in windows if window.overlaps(start_s, end_s, limit_s)]
+        if any(code in window.explains for window in met):
+            return True
+        return code == _NOBODY_LEFT and _nobody_left(met, start_s, limit_s, workers)
 
     errors = rows[rows["outcome"].isin(["failed", "refused"])]
     outside = history.info.outside
@@ -47,3 +52,15 @@ def check(history: History) -> InvariantResult:
     found += violations(retries, lambda row: f"request {row['request_id']} was retried and can never succeed", "time_s")
     by = "a fault, or by overload" if outside else "a fault"
     return judged(NUMBER, NAME, found, f"{len(errors)} of {len(rows)} requests met an error, each explained by {by}")
+
+
+def _nobody_left(met: Sequence[FaultWindow], start_s: float, limit_s: float, workers: int) -> bool:
+    """Whether faults that a request has met were on for every worker at one moment since `start_s`, or had been within
+    the recovery limit. A fault that explains nothing is no excuse here either."""
+    able = [window for window in met if window.explains]
+    # The most are on when a request begins or just after an injection.
+    moments = [start_s, *(window.injected_s for window in able if window.injected_s > start_s)]
+    return any(
+        hit_every_worker([window for window in able if window.overlaps(moment, moment, limit_s)], workers)
+        for moment in moments
+    )

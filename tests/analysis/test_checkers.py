@@ -14,7 +14,17 @@ from analysis.facts import CannotJudge
 from analysis.history import History
 from analysis.schema import EventRow, FaultRow, Gauges, Segment
 from analysis.verdict import InvariantResult, Outcome
-from tests.analysis.histories import HEALED_S, MAX_TOKENS, READY_AGAIN_S, RUN_END_S, WORKERS, Run, clean_run, sample
+from tests.analysis.histories import (
+    HEALED_S,
+    INJECTED_S,
+    MAX_TOKENS,
+    READY_AGAIN_S,
+    RUN_END_S,
+    WORKERS,
+    Run,
+    clean_run,
+    sample,
+)
 
 CLEAN = clean_run()
 
@@ -370,6 +380,89 @@ def test_errors_are_explained_until_the_recovery_limit_after_the_heal() -> None:
     assert HEALED_S < request(run, "r245").intended_s < HEALED_S + 6
     run.change(request(run, "r10"), outcome="cancelled", code="CANCELLED", finish="")
     assert rejected(run) == {}
+
+
+def hit(run: Run, *targets: str, injected_s: float, healed_s: float, **fields: Any) -> None:
+    """One fault more, which explains what a lost worker does and not that nobody is left."""
+    row = run.find("faults")[0]
+    times = {"injected_s": injected_s, "healed_s": healed_s}
+    new = {
+        "name": f"f{len(run.find('faults'))}",
+        "targets": list(targets),
+        "explains": ["WORKER_LOST"],
+        **times,
+        **fields,
+    }
+    run.add("director", msgspec.structs.replace(row, **new))
+
+
+def left_alone(run: Run) -> InvariantResult | None:
+    """What invariant 9 says of a request that met nobody: r150, from 12.0 to 12.2 s, while worker-0 is cut off."""
+    fail(run, "r150", "NO_WORKERS_AVAILABLE", "refused")
+    assert INJECTED_S < request(run, "r150").intended_s < request(run, "r150").ended_s < HEALED_S - 0.5
+    return rejected(run).get(9)
+
+
+def test_faults_that_together_hit_every_worker_explain_that_nobody_is_left() -> None:
+    run = fresh()
+    hit(run, "worker-1", injected_s=10.5, healed_s=13.0)
+    hit(run, "worker-2", injected_s=11.0, healed_s=12.6, kind="kill")
+    assert left_alone(run) is None
+
+
+def test_faults_that_are_just_healed_count_as_long_as_one_alone_would() -> None:
+    run = fresh()
+    hit(run, "worker-1", injected_s=4.0, healed_s=6.1)
+    hit(run, "worker-2", injected_s=5.0, healed_s=7.0)
+    assert left_alone(run) is None
+    run = fresh()
+    hit(run, "worker-1", injected_s=4.0, healed_s=5.9)
+    hit(run, "worker-2", injected_s=5.0, healed_s=7.0)
+    result = left_alone(run)
+    assert result is not None, "the recovery limit of 6 s after the first heal is over"
+    assert "r150 ended with NO_WORKERS_AVAILABLE, which no fault explains" in result.explanation
+
+
+def test_faults_that_spare_one_worker_do_not_explain_that_nobody_is_left() -> None:
+    run = fresh()
+    hit(run, "worker-1", "controller", injected_s=10.5, healed_s=13.0)
+    hit(run, "worker-1", "client-0", injected_s=11.0, healed_s=12.6, kind="kill")
+    result = left_alone(run)
+    assert result is not None
+    assert result.verdict is Outcome.FAIL
+
+
+def test_faults_on_every_worker_that_were_never_on_together_do_not_explain_it_either() -> None:
+    run = fresh()
+    run.change(run.find("faults")[0], injected_s=1.0, healed_s=2.0)
+    hit(run, "worker-1", injected_s=12.0, healed_s=13.0)
+    hit(run, "worker-2", injected_s=12.1, healed_s=13.0)
+    assert left_alone(run) is not None
+
+
+def test_a_fault_that_is_no_excuse_for_anything_is_none_for_a_lack_of_workers() -> None:
+    run = fresh()
+    hit(run, "worker-1", injected_s=10.5, healed_s=13.0)
+    hit(run, "worker-2", injected_s=11.0, healed_s=12.6, kind="wrong_token", explains=[])
+    assert left_alone(run) is not None
+
+
+def test_a_fault_that_goes_from_one_worker_to_the_next_takes_one_away_at_a_time() -> None:
+    rolling = {"kind": "restart", "parameters": '{"at_once": 1}'}
+    run = fresh()
+    hit(run, *WORKERS, injected_s=10.5, healed_s=13.0, **rolling)
+    assert left_alone(run) is not None, "it leaves two, and the cut takes one of them"
+    run = fresh()
+    hit(run, "worker-1", injected_s=10.5, healed_s=13.0)
+    hit(run, *WORKERS, injected_s=10.5, healed_s=13.0, **rolling)
+    assert left_alone(run) is None
+
+
+@pytest.mark.parametrize("parameters", ["", "[]", "{", '{"at_once": "all"}', '{"at_once": -1}'])
+def test_parameters_that_say_nothing_of_it_mean_all_targets_at_once(parameters: str) -> None:
+    run = fresh()
+    hit(run, *WORKERS[1:], injected_s=10.5, healed_s=13.0, parameters=parameters)
+    assert left_alone(run) is None
 
 
 def test_a_death_in_reach_of_a_fault_is_explained() -> None:

@@ -198,11 +198,20 @@ def test_corrupt_answers_come_before_missed_expectations() -> None:
     assert reasons[1].startswith("success rate in phase fault")
 
 
-def test_a_cluster_with_nobody_left_says_why() -> None:
+NOBODY_LEFT = "; the faults hit every worker of the cluster, so nobody was left to take over"
+
+
+def test_a_cluster_with_nobody_left_says_what_was_found_and_why_in_one_sentence() -> None:
     run = fresh()
     run.experiment = run.experiment | {"cluster": {"workers": 1}}
+    for number in range(130, 140):
+        fail(run, f"r{number}", "FIRST_TOKEN_TIMEOUT")
     unexplained_error(run)
-    assert verdict_of(run).reasons[0] == "the faults hit every worker of the cluster, so nobody was left to take over"
+    reasons = verdict_of(run).reasons
+    assert reasons[0].startswith("success rate in phase fault is 89 % (limit >= 95 %")
+    assert reasons[0].endswith(NOBODY_LEFT)
+    assert not any("nobody was left" in reason for reason in reasons[1:])
+    assert any("ENGINE_ERROR" in reason for reason in reasons[1:])
 
 
 def test_workers_that_are_hit_one_after_the_other_leave_somebody() -> None:
