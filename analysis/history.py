@@ -18,7 +18,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokens equal the reference but for near-ties (float32 CPU, timed engine). log_probability_gap_max: how far, in
     nats, a delivered token that differs may lie below the best one of the reference model. left_behind: what of the run
     was still there after its end; None: nobody looked, or nothing could be. outside: only callers were watched, as of
-    somebody else's endpoint: invariants are judged as far as callers can see.
+    somebody else's endpoint: invariants are judged as far as callers can see. engine: what computed: mlx, or timed,
+    which computes nothing; empty where nobody knows.
     """
 
     run_id: str
@@ -33,6 +34,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
     left_behind: list[str] | None = None
     outside: bool = False
+    engine: str = ""
 
 
 class Phase(msgspec.Struct, frozen=True):

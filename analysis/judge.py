@@ -53,6 +53,8 @@ def judge(history: History) -> Verdict:
         suffered=lines.loc[lines["outcome"].isin(hurt), "request_id"].head(SUFFERED_MAX).tolist(),
     )
 
+        engine=history.info.engine,
+        episodes=episodes(history),
 
 def write_verdict(directory: Path, verdict: Verdict) -> None:
     """Write `verdict.json`, whole or not at all. Raises OSError."""

@@ -124,7 +124,8 @@ def junit(verdict: Verdict, advice: Sequence[Advice] = ()) -> str:
         lines = [f"{example.request_id} {example.node} {example.text}".strip() for example in invariant.examples]
         text = "\n".join([invariant.explanation, *lines])
         cases.append(("invariant", f"{invariant.number} {invariant.name}", invariant.verdict, text))
-    suite = ElementTree.Element("testsuite", name=canvas.clean(f"{verdict.experiment} ({verdict.world})"))
+    where = verdict.setting().replace(" world", "")
+    suite = ElementTree.Element("testsuite", name=canvas.clean(f"{verdict.experiment} ({where})"))
     _case(suite, verdict, "verdict", "whole run", _whole(verdict.verdict), "\n".join(verdict.reasons))
     for kind, name, outcome, text in cases:
         tag = {Outcome.PASS: "", Outcome.FAIL: "failure", Outcome.INVALID: "error"}.get(outcome, "skipped")

@@ -93,7 +93,10 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What `verdict.json` holds. reasons: the sentences that decide, most important first. suffered: request ids."""
+    """What `verdict.json` holds. reasons: the sentences that decide, most important first. suffered: request ids.
+
+    engine: see RunInfo. With `timed` in a live world nothing that it says is a measurement of a model.
+    """
 
     verdict: Outcome
     experiment: str
@@ -106,3 +109,13 @@ class Verdict(msgspec.Struct, frozen=True):
     invariants: list[InvariantResult]
     faults: list[FaultResult]
     suffered: list[str] = []
+    episodes: list[EpisodeResult] = []
+    engine: str = ""
+
+    def setting(self) -> str:
+        """Where it was measured, as a phrase: the world, and in a live one the timed engine."""
+        return f"{self.world} world, timed engine" if self.is_timed() else f"{self.world} world"
+
+    def is_timed(self) -> bool:
+        """Whether the cluster was live and its engine was not: somebody might take it for a measurement of MLX."""
+        return self.world == "live" and self.engine == "timed"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 
 from analysis.criterion import Criterion
+from cluster.engine.timed import StepCosts
 from cluster.policy import Policy, Seconds
 from workloads.arms import ArmSpec, ComparisonSpec
 from workloads.plan import PhaseLoad
@@ -35,12 +36,16 @@ class ClusterSpec(_Section, frozen=True):
     """Which cluster to bring up. Ports: 0 means any free one. toxiproxy_url: one that runs already.
 
     hosts: over how many hosts the nodes are spread, see Experiment.host_of. Live each is a Ray node of its own.
+    engine: of live workers: `mlx` computes, `timed` computes nothing and takes the time that `costs` say, as every
+    simulated worker does. A run with it says of itself that it measured no model.
     """
 
     workers: Positive = 3
     controllers: Positive = 1
     hosts: Annotated[int, msgspec.Meta(ge=1, le=HOSTS_MAX)] = 1
     model: str = "tiny"
+    engine: Literal["mlx", "timed"] = "mlx"
+    costs: StepCosts = StepCosts()
     start_limit_s: Seconds = 60.0
     broker_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     toxiproxy_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
@@ -99,6 +104,7 @@ class GuardSpec(_Section, frozen=True):
 class FaultSpec(_Section, frozen=True):
     """A fault of a kind, at `start_s` into a phase for `duration_s`; `ttl_s` bounds its life if we die.
 
+    enabled: false leaves it out, as if the file did not have it: the same experiment without the fault.
     repeat: it strikes more than once. when: each strike waits for a state from its time on.
     The other fields belong to the kind, which validates them: `options` holds what is not listed here.
     """
@@ -108,6 +114,7 @@ class FaultSpec(_Section, frozen=True):
     targets: tuple[str, ...]
     duration_s: Seconds
     ttl_s: Seconds
+    enabled: bool = True
     start_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     repeat: Repeat | None = None
     when: Trigger | None = None

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from chaos.experiment import Experiment
 from workloads.lengths import length_limits
+from workloads.plan import PhaseLoad, for_workers
 from workloads.plugins import PluginError, find_plugin
 from workloads.replay import longest_request
 from workloads.spec import WorkloadSpec
@@ -24,9 +25,18 @@ class WorkloadError(Exception):
 
 
 def settle(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment with its trace found, seen from the `folder` of its file. Raises WorkloadError."""
+    """The experiment with its trace found, seen from the `folder` of its file, and its loads per worker made whole.
+
+    Raises WorkloadError.
+    """
+    phases = {
+        name: replace(phase, load=for_workers(phase.load, experiment.cluster.workers))
+        if isinstance(phase.load, PhaseLoad)
+        else phase
+        for name, phase in experiment.phases.items()
+    }
     try:
-        return replace(experiment, workload=settle_trace(experiment.workload, folder))
+        return replace(experiment, workload=settle_trace(experiment.workload, folder), phases=phases)
     except TraceError as error:
         raise WorkloadError("workload.trace", str(error)) from None
 

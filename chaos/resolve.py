@@ -62,11 +62,15 @@ def load(path: Path, settings: Sequence[str] = (), policy: str | None = None, pr
         told = f"--profile {_shown(profile)} {told}".strip()
     source = f"{path.name} with {told}" if told else path.name
     try:
-        experiment = settle(_convert(document), path.parent)
+        experiment = _without_disabled(settle(_convert(document), path.parent))
         check(experiment)
     except (_Wrong, WorkloadError) as wrong:
         raise ExperimentError(f"{source}: {_shown(wrong.field)}: {_shown(wrong.what)}") from None
     return experiment
+
+
+def _without_disabled(experiment: Experiment) -> Experiment:
+    return replace(experiment, faults={name: each for name, each in experiment.faults.items() if each.enabled})
 
 
 def check(experiment: Experiment) -> None:

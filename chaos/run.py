@@ -36,6 +36,7 @@ EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted"
 WORLDS = ("live", "simulated")
+_TIMED = "timed engine: workers compute nothing and take the time that cluster.costs say; this does not measure MLX"
 
 
 class RunnableWorld(World, Protocol):
@@ -80,6 +81,8 @@ def run(experiment: Experiment, world: str, seed: int, out: Path, address: str |
     results = ResultsDirectory(out, experiment, world, seed)
     with Progress() as shown, closing(PublishedProgress(shown, results.path)) as progress:
         progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
+        if world == "live" and experiment.cluster.engine == "timed":
+            progress.note(_TIMED)
         try:
             ended_by = _execute(experiment, world, seed, results, progress, address)
         except (InfrastructureError, HandleError, CapacityUnknown, HostTooSlow, RecorderError) as error:
@@ -223,7 +226,7 @@ def _deferred_signals() -> Iterator[list[int]]:
 
 
 def _print_verdict(verdict: Verdict, path: Path) -> None:
-    print(f"verdict: {verdict.verdict.upper()}")
+    print(f"verdict: {verdict.verdict.upper()}{' (timed engine, no model was computed)' if verdict.is_timed() else ''}")
     for reason in verdict.reasons[:5]:
         print(f"  {reason}")
     print(f"report: {path / 'report.html'}")

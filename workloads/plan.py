@@ -49,21 +49,29 @@ class PhaseLoad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     rate: an open loop at `10x` the workload's rate, `50/s`, or `120%` of the measured capacity. burst: so many requests
     at once as the phase begins, and nothing else. closed: so many requests kept in flight for the whole phase.
+    closed_per_worker: the same, as often as there are workers; whoever knows how many makes `closed` of it.
     """
 
     rate: str | None = None
     burst: Positive | None = None
     closed: Positive | None = None
+    closed_per_worker: Positive | None = None
 
     def __post_init__(self) -> None:
-        said = [name for name in ("rate", "burst", "closed") if getattr(self, name) is not None]
+        said = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
         if len(said) != 1:
-            raise ValueError(f"expected one of rate, burst and closed, got {' and '.join(said) or 'none of them'}")
+            known = "rate, burst, closed and closed_per_worker"
+            raise ValueError(f"expected one of {known}, got {' and '.join(said) or 'none of them'}")
         if self.rate is not None:
             try:
                 rate_per_s(self.rate, 1.0, 1.0)
             except ValueError as error:
                 raise ValueError(f"rate: {error}") from None
+
+
+def for_workers(load: PhaseLoad, workers: int) -> PhaseLoad:
+    """The load with so many in flight in all, where it says how many for each worker."""
+    return load if load.closed_per_worker is None else PhaseLoad(closed=load.closed_per_worker * workers)
 
 
 def rate_per_s(text: str, base_per_s: float, capacity_per_s: float) -> float:

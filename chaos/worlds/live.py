@@ -23,6 +23,7 @@ from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
 from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
+from chaos.worlds.computing import computing
 from chaos.worlds.engines import LiveEngine
 from chaos.worlds.hosts import PLACES, RayHost, RayHosts, head_place
 from chaos.worlds.messages import meddled_nodes
@@ -31,9 +32,6 @@ from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.proxied_messages import ProxiedMessages
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import ECHO_S, HandleError, InfrastructureError, Member, snapshot
-from cluster.engine.blas import Blas, find_blas, preload_environment
-from cluster.engine.reference import compute, compute_gaps, is_exact
-from cluster.engine.weights import ModelUnavailable, model_directory
 from cluster.live.actors import NodeActor, node_actor
 from cluster.live.host import NodeLook, NodeSpec
 from cluster.live.nats import LinkFacts
@@ -42,7 +40,7 @@ from cluster.worker.prewarm import ModelOffer
 from workloads.capacity import Completion, ProbePlan
 from workloads.generator import GeneratorActor
 from workloads.plan import LoadPlan, divide
-from workloads.vocabulary import TokenizerVocabulary
+from workloads.vocabulary import PromptVocabulary
 from workloads.watch import Standing, total
 
 _log = logging.getLogger(__name__)
@@ -88,7 +86,7 @@ class LiveWorld:
         self._messages: dict[str, ProxiedMessages] = {}
         self._engines: dict[str, LiveEngine] = {}
         self._clocks: dict[str, LiveClock] = {}
-        self._blas: Blas = find_blas()
+        self._computing = computing(experiment.cluster)
         self._blockers: list[asyncio.Future[Any]] = []
         self._recorded: set[int] = set()
         self._stopping = False
@@ -139,15 +137,8 @@ class LiveWorld:
     async def start(self) -> None:
         """See World."""
         cluster = self._experiment.cluster
-        try:
-            await self._in_thread(model_directory, cluster.model)
-            self.exact_tokens = await self._in_thread(is_exact, cluster.model)
-        except ModelUnavailable as error:
-            raise InfrastructureError(str(error)) from error
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            # What a damaged weight file says of its own header can be anything.
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise InfrastructureError(f"model {cluster.model} does not load, its files are damaged: {said}") from error
+        await self._in_thread(self._computing.prepare)
+        self.exact_tokens = self._computing.exact_tokens
         # Whatever makes a start impossible is better said before Ray has been started for nothing.
         await self._in_thread(self._servers.check, cluster.toxiproxy_url, cluster.toxiproxy_port)
         await asyncio.gather(
@@ -243,13 +234,9 @@ class LiveWorld:
         found: dict[str, float] = await self._processes.call(node, "stance")
         return found
 
-    async def vocabulary(self) -> TokenizerVocabulary:
+    async def vocabulary(self) -> PromptVocabulary:
         """See World."""
-        directory = await self._in_thread(model_directory, self._experiment.cluster.model)
-        try:
-            vocabulary: TokenizerVocabulary = await self._in_thread(TokenizerVocabulary, directory)
-        except ValueError as error:
-            raise InfrastructureError(str(error)) from error
+        vocabulary: PromptVocabulary = await self._in_thread(self._computing.vocabulary)
         return vocabulary
 
     async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
@@ -308,10 +295,7 @@ class LiveWorld:
     def environment(self) -> dict[str, object]:
         """See World."""
         return {
-            "engine": "mlx",
-            "model": self._experiment.cluster.model,
-            "exact_tokens": self.exact_tokens,
-            "blas": {"name": self._blas.name, "note": self._blas.note},
+            **self._computing.describe(),
             "toxiproxy": self._servers.flavour,
             "ray": self._address or "started by the run on this host",
             "hosts": 1,
@@ -320,12 +304,11 @@ class LiveWorld:
 
     async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]]:
         """See World."""
-        found = await asyncio.to_thread(compute, self._experiment.cluster.model, list(prompts.values()))
-        return dict(zip(prompts, found, strict=True))
+        return await asyncio.to_thread(self._computing.references, prompts)
 
     async def token_gaps(self, cases: Sequence[tuple[Sequence[Token], Sequence[Token]]]) -> list[list[float]]:
         """See World."""
-        return await asyncio.to_thread(compute_gaps, self._experiment.cluster.model, cases)
+        return await asyncio.to_thread(self._computing.token_gaps, cases)
 
     async def stop(self) -> list[str]:
         """See World."""
@@ -387,8 +370,9 @@ class LiveWorld:
             workers_on_host=cluster.workers,
             clock_ahead_s=self._clocks[node].ahead_s if node in self._clocks else 0.0,
             incarnation_min=self._processes.incarnation(node) + 1,
+            costs=self._computing.costs,
         )
-        environment = preload_environment(self._blas) if role == "worker" else {}
+        environment = self._computing.preload() if role == "worker" else {}
         kind = GeneratorActor if role == "client" else NodeActor
         actor = node_actor(spec, environment, kind, self._hosts.place(node))
         if node in self._engines:

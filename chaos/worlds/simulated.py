@@ -156,6 +156,7 @@ class SimulatedWorld:
             self._collector,
             controllers=experiment.cluster.controllers,
             model=experiment.cluster.model,
+            costs=experiment.cluster.costs,
             policy_of=experiment.policy_of,
         )
         self._processes: dict[str, SimulatedProcess] = {}

@@ -14,6 +14,7 @@ from cluster.live.nats import LinkFacts
 from cluster.node import Event
 from cluster.policy import Policy
 
+from cluster.live.paced import PacedEngine
 _CPUS = 0.01
 """Of Ray's bookkeeping, not of the machine: a small machine must be able to host every actor."""
 
@@ -22,7 +23,7 @@ class NodeActor:
     """Hosts a controller or a worker."""
 
     def __init__(self, spec: NodeSpec) -> None:
-        self._engine: ImpairedEngine | None = None
+        self._engine: ImpairedEngine | PacedEngine | None = None
         self._impairment: tuple[Impairment, float] | None = None
         self.host = NodeHost(spec, make_engine=self._make_engine)
 
@@ -87,8 +88,14 @@ class NodeActor:
         """See NodeHost."""
         await self.host.stop()
 
-    def _make_engine(self, policy: Policy, emit: Callable[[Event], None], clock: Callable[[], float]) -> ImpairedEngine:
-        self._engine = ImpairedEngine(policy, emit, clock)
+    def _make_engine(
+        self, policy: Policy, emit: Callable[[Event], None], clock: Callable[[], float]
+    ) -> ImpairedEngine | PacedEngine:
+        costs = self.host.spec.costs
+        if costs is None:
+            self._engine = ImpairedEngine(policy, emit, clock)
+        else:
+            self._engine = PacedEngine(costs, policy, emit, clock)
         if self._impairment is not None:
             self._engine.impair(*self._impairment)
         return self._engine

@@ -21,6 +21,7 @@ from analysis.schema import EventRow, Gauges, NodeRow
 from cluster.caller import Observer, Source
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
+from cluster.engine.timed import StepCosts
 from cluster.live.nats import LinkFacts
 from cluster.live.node import Engine, LiveNode, LoadDriver, Sink
 from cluster.node import Event, MemoryLimit, Node, Received
@@ -50,7 +51,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     models: those that a worker offers, a client asks for, a controller is looked at for. workers_on_host: with how many
     workers, itself included, a worker shares its host's memory where the policy leaves that open. clock_ahead_s: how
     far its clocks, monotonic and wall, are ahead of the host's. incarnation_min: above that of its last life, by the
-    word of whoever has started that: a wall clock that was set back must not make it a ghost of itself.
+    word of whoever has started that: a wall clock that was set back must not make it a ghost of itself. costs: of a
+    worker that only takes the time of computing, see cluster.live.paced; None: it computes.
     """
 
     role: str
@@ -63,6 +65,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     workers_on_host: int = 1
     clock_ahead_s: float = 0.0
     incarnation_min: int = 0
+    costs: StepCosts | None = None
 
 
 class NodeLook(msgspec.Struct, frozen=True):

@@ -12,8 +12,19 @@ _HEALTHY = Impairment()
 
 class ImpairedEngine:
     """See TimedEngine. One that has died stays dead, as long as its process lives."""
+class Alarms(Protocol):
+    """A clock that can be asked to call; cluster.simulation.kernel.Kernel is one."""
 
-    def __init__(self, kernel: Kernel, engine: TimedEngine) -> None:
+    @property
+    def now(self) -> float:
+        """Seconds."""
+
+    def at(self, time_s: float, callback: Callable[[], None]) -> None:
+        """Call at a time."""
+
+
+
+    def __init__(self, kernel: Alarms, engine: TimedEngine) -> None:
         self._kernel = kernel
         self._engine = engine
         self._meter = EngineMeter()

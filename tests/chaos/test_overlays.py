@@ -54,7 +54,10 @@ def test_every_profile_of_the_catalogue_is_a_whole_experiment(name: str) -> None
     ("setting", "said"),
     [
         ("phases.spike.load.rate=fast", "phases.spike.load.rate: expected a positive rate such as 10x, 50/s or 120%"),
-        ("phases.spike.load.burst=5", "phases.spike.load: expected one of rate, burst and closed, got rate and burst"),
+        (
+            "phases.spike.load.burst=5",
+            "phases.spike.load: expected one of rate, burst, closed and closed_per_worker, got rate and burst",
+        ),
         ("phases.spike.load={burst: 0}", "phases.spike.load.burst: expected int >= 1"),
         ("phases.spike.load={bursts: 5}", "phases.spike.load.bursts: no such field; did you mean burst?"),
         ("phases.spike.load=nothing", "phases.spike.load: "),

@@ -32,8 +32,8 @@ def test_a_rate_is_a_multiple_an_absolute_one_or_a_share_of_the_capacity(text: s
     [
         ({"rate": "ten"}, "rate: expected a positive rate such as 10x, 50/s or 120%, got 'ten'"),
         ({"rate": "0x"}, "rate: expected at most 1000x and more than 0"),
-        ({"rate": "10x", "burst": 5}, "expected one of rate, burst and closed, got rate and burst"),
-        ({}, "expected one of rate, burst and closed, got none of them"),
+        ({"rate": "10x", "burst": 5}, "expected one of rate, burst, closed and closed_per_worker, got rate and burst"),
+        ({}, "expected one of rate, burst, closed and closed_per_worker, got none of them"),
         ({"closed": 0}, "`int` >= 1"),
         ({"in_flight": 5}, "unknown field `in_flight`"),
     ],
