@@ -51,10 +51,9 @@ def judge(history: History) -> Verdict:
         invariants=invariants,
         faults=_fault_results(history),
         suffered=lines.loc[lines["outcome"].isin(hurt), "request_id"].head(SUFFERED_MAX).tolist(),
+        engine=history.info.engine,
     )
 
-        engine=history.info.engine,
-        episodes=episodes(history),
 
 def write_verdict(directory: Path, verdict: Verdict) -> None:
     """Write `verdict.json`, whole or not at all. Raises OSError."""

@@ -109,7 +109,6 @@ class Verdict(msgspec.Struct, frozen=True):
     invariants: list[InvariantResult]
     faults: list[FaultResult]
     suffered: list[str] = []
-    episodes: list[EpisodeResult] = []
     engine: str = ""
 
     def setting(self) -> str:

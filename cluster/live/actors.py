@@ -11,10 +11,10 @@ from cluster.engine.meter import EngineState
 from cluster.live.host import HostAgent, NodeHost, NodeLook, NodeSpec
 from cluster.live.impaired import ImpairedEngine
 from cluster.live.nats import LinkFacts
+from cluster.live.paced import PacedEngine
 from cluster.node import Event
 from cluster.policy import Policy
 
-from cluster.live.paced import PacedEngine
 _CPUS = 0.01
 """Of Ray's bookkeeping, not of the machine: a small machine must be able to host every actor."""
 

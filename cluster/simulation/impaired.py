@@ -1,17 +1,17 @@
 """ImpairedEngine: a timed engine that can be hurt from outside, and measured, as the real one can."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 from cluster.engine.impairment import Impairment, Spoiler
 from cluster.engine.meter import EngineMeter, EngineState
 from cluster.engine.timed import TimedEngine
 from cluster.node import Event, Insert
-from cluster.simulation.kernel import Kernel
 from cluster.worker.worker import WorkerNode
 
 _HEALTHY = Impairment()
 
 
-class ImpairedEngine:
-    """See TimedEngine. One that has died stays dead, as long as its process lives."""
 class Alarms(Protocol):
     """A clock that can be asked to call; cluster.simulation.kernel.Kernel is one."""
 
@@ -23,6 +23,8 @@ class Alarms(Protocol):
         """Call at a time."""
 
 
+class ImpairedEngine:
+    """See TimedEngine. One that has died stays dead, as long as its process lives."""
 
     def __init__(self, kernel: Alarms, engine: TimedEngine) -> None:
         self._kernel = kernel
