@@ -15,7 +15,7 @@ from chaos.guard import Guard, Stopped
 from chaos.injector import Injector
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
-from workloads.arms import Offer, plan_arms
+from workloads.arms import ArmsTask, Offer, plan_arms
 from workloads.capacity import Capacity, InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
 from workloads.plan import LoadPlan
 from workloads.planner import PlannedPhase, build_plan, statements
@@ -139,8 +139,10 @@ class Director:
             capacity_per_s=capacity.requests_per_s,
             context_max_tokens=experiment.policy.worker.context_max_tokens,
             workers=experiment.worker_names(),
+            generators=experiment.workload.generators,
         )
-        plan = plan_arms(experiment.arms, comparison, experiment.workload, offer, self._seed, vocabulary)
+        task = ArmsTask(experiment.arms, comparison, experiment.workload, offer, self._seed, vocabulary)
+        plan = plan_arms(task)
         merged = sorted([*self.plan.requests, *plan.load.requests], key=lambda request: request.intended_s)
         self.plan = LoadPlan(tuple(merged), (*self.plan.closed, *plan.load.closed))
         self._blocks = Blocks(self._world, experiment, plan.blocks)

@@ -13,7 +13,7 @@ import msgspec
 from analysis.criterion import Criterion
 from cluster.engine.timed import StepCosts
 from cluster.policy import Policy, Seconds
-from workloads.arms import ArmSpec, ComparisonSpec
+from workloads.arms import ArmSpec, ComparisonSpec, arm_of_generator
 from workloads.plan import PhaseLoad
 from workloads.spec import Positive, WorkloadSpec
 
@@ -190,8 +190,15 @@ class Experiment(_Section, frozen=True):
         return tuple(dict.fromkeys(node for part in nodes for node in part))
 
     def policy_of(self, node: str) -> Policy:
-        """The policy that a node lives by: a worker that an arm has for its own may have one that differs."""
-        over = [arm.policy for arm in self.arms.values() if arm.worker == node and arm.policy]
+        """The policy that a node lives by: what an arm has for its own may have one that differs.
+
+        That is its controller with the clients that speak to it alone, else its worker.
+        """
+        role, _, number = node.partition("-")
+        if role == "client" and (name := arm_of_generator(self.arms, int(number))):
+            arm = self.arms[name]
+            return overlaid(self.policy, merged(arm.policy, {"client": {"controller": arm.controller}}))
+        over = [arm.policy for arm in self.arms.values() if (arm.controller or arm.worker) == node and arm.policy]
         return overlaid(self.policy, over[0]) if over else self.policy
 
     def prewarmed_names(self) -> list[str]:

@@ -207,20 +207,41 @@ def _check_arm(field: str, arm: ArmSpec, experiment: Experiment, by: str) -> Non
         (arm.worker == AWAY, "worker: away", "sessions"),
         (arm.prefix == "fresh", "prefix: fresh", "sessions"),
         (bool(arm.before), "before", "blocks"),
+        (bool(arm.controller), "controller", "blocks"),
         (arm.closed is not None, "closed", "blocks"),
     ):
         if said and by != needed:
             raise _Wrong(f"{field}.{what.split(':')[0]}", f"{what} has a meaning only with comparison.by: {needed}")
     if arm.before and not named:
         raise _Wrong(f"{field}.before", "expected an arm that names its worker")
+    _check_arm_controllers(field, arm, experiment)
     if not arm.policy:
         return
-    if not named or sum(other.worker == arm.worker for other in experiment.arms.values()) > 1:
-        raise _Wrong(f"{field}.policy", "a policy needs a named worker that no other arm uses")
+    shared = sum(other.worker == arm.worker for other in experiment.arms.values()) > 1
+    if not arm.controller and (shared or not named):
+        raise _Wrong(f"{field}.policy", "a policy needs a named worker or controller that no other arm uses")
     try:
         overlaid(experiment.policy, arm.policy)
     except msgspec.ValidationError as error:
         raise _explained(f"{field}.policy", str(error), Policy) from None
+
+
+def _check_arm_controllers(field: str, arm: ArmSpec, experiment: Experiment) -> None:
+    """Arms with controllers share nothing but the workers: each has its own, and generators that speak to it alone."""
+    arms, generators = list(experiment.arms.values()), experiment.workload.generators
+    if not any(other.controller for other in arms):
+        return
+    field = f"{field}.controller"
+    if not arm.controller:
+        raise _Wrong(field, "expected one, for other arms have controllers of their own")
+    _one_of(field, arm.controller, experiment.controller_names(), "controller")
+    if sum(other.controller == arm.controller for other in arms) > 1:
+        raise _Wrong(field, f"expected one that no other arm has, got {arm.controller} twice")
+    if arm.closed is not None:
+        raise _Wrong(field, "a closed arm has none: its requests in flight are shared by all generators")
+    if generators % len(arms):
+        what = f"{len(arms)} arms with controllers need equally many generators each"
+        raise _Wrong("workload.generators", f"{what}, got {generators}")
 
 
 def _check_criterion(field: str, criterion: Criterion, experiment: Experiment) -> None:

@@ -235,7 +235,7 @@ class ClientNode:
         self._timers.set(_PING, now + self._policy.client.ping_s)
         # The broker may hand a search to a frozen controller: one without an answer goes to all of them.
         search = EVERY_CONTROLLER if self._searching else CONTROLLERS
-        to = self._controller if self._contact else search
+        to = self._controller if self._contact else self._policy.client.controller or search
         self._searching = self._link and not self._contact
         return [Send(to, Ping(self.name))] if self._link else []
 

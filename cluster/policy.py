@@ -7,6 +7,7 @@ import msgspec
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+NodeName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -36,6 +37,8 @@ class ClientPolicy(_Section, frozen=True):
 
     A submission that is not accepted within `accept_s`, or an accepted request without any news for `silence_s`
     (longer than the controller needs to give up an attempt), is submitted again, `resubmit_max` times at most.
+    controller: the only one that it speaks to, as of callers on whom a new policy is tried first; null: any that
+    answers, and another when that one is gone.
     """
 
     deadline_s: Seconds = 10.0
@@ -44,6 +47,7 @@ class ClientPolicy(_Section, frozen=True):
     accept_s: Seconds = 1.0
     silence_s: Seconds = 5.0
     resubmit_max: Count = 8
+    controller: NodeName | None = None
     open_requests_max: Count = 2_000
 
 

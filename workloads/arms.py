@@ -34,13 +34,15 @@ class ArmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """One way of doing the same thing.
 
     worker: whose requests these are: empty where routing decides, a worker's name, or `away`, for any other worker than
-    the one that the session's earlier turn was sent to. prefix: `fresh` puts content never used before in place of the
-    session's earlier turn, of the same length. policy: laid over the experiment's, for the arm's own worker, which it
-    must name. before: what becomes of its worker before each block: `restart` its process, `evict` its model, `prewarm`
-    it. closed: its blocks keep so many requests in flight.
+    the one that the session's earlier turn was sent to. controller: the only one that its requests are given to, by
+    generators of its own; then every arm has one. prefix: `fresh` puts content never used before in place of the
+    session's earlier turn, of the same length. policy: laid over the experiment's, for the arm's own controller and its
+    generators, else for its own worker; one of them it must name. before: what becomes of its worker before each block:
+    `restart` its process, `evict` its model, `prewarm` it. closed: its blocks keep so many requests in flight.
     """
 
     worker: str = ""
+    controller: str = ""
     prefix: Literal["kept", "fresh"] = "kept"
     policy: dict[str, Any] = {}
     before: tuple[Literal["restart", "evict", "prewarm"], ...] = ()
@@ -91,9 +93,10 @@ class ArmsPlan(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a comparison is planned from. Seconds since the load began, requests per second.
+    """What a comparison is offered to and for how long. Seconds since the load began, requests per second.
 
-    capacity_per_s: what the cluster can do at most, so that no closed block runs dry.
+    capacity_per_s: what the cluster can do at most, so that no closed block runs dry. generators: how many share the
+    load.
     """
 
     start_s: float
@@ -102,52 +105,60 @@ class Offer(msgspec.Struct, frozen=True):
     capacity_per_s: float
     context_max_tokens: int
     workers: Sequence[str]
+    generators: int = 1
 
 
-def plan_arms(
-    arms: Mapping[str, ArmSpec],
-    comparison: ComparisonSpec,
-    spec: WorkloadSpec,
-    offer: Offer,
-    seed: int,
-    vocabulary: PromptVocabulary,
-) -> ArmsPlan:
+class ArmsTask(msgspec.Struct, frozen=True):
+    """What a comparison is planned from. seed: not negative."""
+
+    arms: Mapping[str, ArmSpec]
+    comparison: ComparisonSpec
+    spec: WorkloadSpec
+    offer: Offer
+    seed: int
+    vocabulary: PromptVocabulary
+
+    def random(self, *rounds: int) -> np.random.Generator:
+        """The random stream of the whole comparison, or of one round of it."""
+        return stream(self.seed, Stream.ARMS, *rounds)
+
+
+def arm_of_generator(arms: Mapping[str, ArmSpec], number: int) -> str:
+    """Whose requests a generator asks; empty where the arms have no controllers of their own and share all of them."""
+    names = [name for name, arm in arms.items() if arm.controller]
+    return names[number % len(names)] if names else ""
+
+
+def plan_arms(task: ArmsTask) -> ArmsPlan:
     """The requests of all arms. The n-th session or block of every arm asks the same, whatever the order.
 
     Raises ValueError where the context is too short, or where the phase is too short for one round of all arms.
     """
-    markers = vocabulary.markers
+    spec, comparison, markers = task.spec, task.comparison, task.vocabulary.markers
     fixed = len(markers.before_first) + 2 * len(markers.before_reply) + len(markers.before_next) + _PRIMING_TOKENS
     longest = fixed + length_limits(spec.prompt_tokens)[1] + length_limits(spec.output_tokens)[1]
     if comparison.by == "sessions":
         longest += comparison.prefix_tokens[1]
-    if longest > offer.context_max_tokens:
-        raise ValueError(f"the longest prompt and its answer take {longest} tokens of {offer.context_max_tokens}")
-    plan = _by_sessions if comparison.by == "sessions" else _by_blocks
-    return plan(arms, comparison, spec, offer, seed, vocabulary)
+    if longest > task.offer.context_max_tokens:
+        raise ValueError(f"the longest prompt and its answer take {longest} tokens of {task.offer.context_max_tokens}")
+    return _by_sessions(task) if comparison.by == "sessions" else _by_blocks(task)
 
 
-def _by_sessions(
-    arms: Mapping[str, ArmSpec],
-    comparison: ComparisonSpec,
-    spec: WorkloadSpec,
-    offer: Offer,
-    seed: int,
-    vocabulary: PromptVocabulary,
-) -> ArmsPlan:
+def _by_sessions(task: ArmsTask) -> ArmsPlan:
     """Rounds of one session per arm: same lengths and contents, same home, each arm's place in the round seeded."""
+    arms, offer, think_s = task.arms, task.offer, task.comparison.think_s
     spacing_s = 2 / offer.rate_per_s
-    room_s = offer.stop_s - offer.start_s - comparison.think_s
+    room_s = offer.stop_s - offer.start_s - think_s
     rounds = int(room_s / (spacing_s * len(arms)))
     if rounds < 1:
         raise ValueError(f"{room_s:g} s are too short for one session of each of {len(arms)} arms")
     if 2 * rounds * len(arms) > REQUESTS_MAX:
         raise ValueError(f"{offer.rate_per_s:g}/s for {room_s:g} s is more than {REQUESTS_MAX} requests")
-    random = stream(seed, Stream.ARMS)
-    lengths = _spread(comparison.prefix_tokens, rounds, random)
+    random = task.random()
+    lengths = _spread(task.comparison.prefix_tokens, rounds, random)
     requests: list[ScheduledRequest] = []
     for number, order in zip(range(rounds), _orders(list(arms), random), strict=False):
-        talk = _Talk(spec, lengths[number], stream(seed, Stream.ARMS, number), vocabulary)
+        talk = _Talk(task.spec, lengths[number], task.random(number), task.vocabulary)
         home = int(random.integers(len(offer.workers)))
         other = (home + int(random.integers(1, max(2, len(offer.workers))))) % len(offer.workers)
         for place, arm in enumerate(order):
@@ -155,7 +166,7 @@ def _by_sessions(
             at_s = offer.start_s + slot * spacing_s
             worker = arms[arm].worker
             worker = offer.workers[other] if worker == AWAY else worker
-            requests += _session(number, arm, arms[arm], talk, offer.workers[home], worker, at_s, comparison.think_s)
+            requests += _session(number, arm, arms[arm], talk, offer.workers[home], worker, at_s, think_s)
     requests.sort(key=lambda request: request.intended_s)
     return ArmsPlan(LoadPlan(tuple(requests)))
 
@@ -210,15 +221,9 @@ def _session(
     return primed, measured
 
 
-def _by_blocks(
-    arms: Mapping[str, ArmSpec],
-    comparison: ComparisonSpec,
-    spec: WorkloadSpec,
-    offer: Offer,
-    seed: int,
-    vocabulary: PromptVocabulary,
-) -> ArmsPlan:
+def _by_blocks(task: ArmsTask) -> ArmsPlan:
     """Rounds of one block per arm, in ABBA order."""
+    arms, offer, comparison = task.arms, task.offer, task.comparison
     each_s = comparison.pause_s + comparison.block_s
     rounds = int((offer.stop_s - offer.start_s) / (each_s * len(arms)) + 1e-9)
     if rounds < 1:
@@ -226,13 +231,12 @@ def _by_blocks(
             f"{offer.stop_s - offer.start_s:g} s are too short for one block of each of {len(arms)} arms, "
             f"which take {each_s * len(arms):g} s"
         )
-    orders = _orders(list(arms), stream(seed, Stream.ARMS))
     opened: list[ScheduledRequest] = []
     closed: list[ClosedSegment] = []
     blocks: list[Block] = []
     prepare_s = offer.start_s
-    for number, order in zip(range(rounds), orders, strict=False):
-        prompts = _prompts(spec, stream(seed, Stream.ARMS, number), vocabulary)
+    for number, order in zip(range(rounds), _orders(list(arms), task.random()), strict=False):
+        prompts = _prompts(task.spec, task.random(number), task.vocabulary)
         for arm in order:
             start_s = prepare_s + comparison.pause_s
             block = Block(number, arm, prepare_s, start_s, start_s + comparison.settle_s, start_s + comparison.block_s)
@@ -241,10 +245,10 @@ def _by_blocks(
                 wanted = comparison.requests or max(1, round(offer.rate_per_s * comparison.block_s))
                 gap_s = comparison.block_s / wanted
                 times = [start_s + place * gap_s for place in range(wanted)]
-                opened += _block_requests(block, arms[arm].worker, times, prompts)
+                opened += _block_requests(task, block, times, prompts)
             else:
                 most = in_flight + int(_TURNOVER * offer.capacity_per_s * comparison.block_s)
-                planned = _block_requests(block, arms[arm].worker, [start_s] * most, prompts)
+                planned = _block_requests(task, block, [start_s] * most, prompts)
                 name = f"{arm}-{number}"
                 closed.append(ClosedSegment(name, start_s, block.stop_s, in_flight, tuple(planned)))
             prepare_s = block.stop_s
@@ -267,17 +271,27 @@ def _prompts(
 
 
 def _block_requests(
-    block: Block, worker: str, times_s: Sequence[float], prompts: Sequence[tuple[tuple[Token, ...], int]]
+    task: ArmsTask, block: Block, times_s: Sequence[float], prompts: Sequence[tuple[tuple[Token, ...], int]]
 ) -> list[ScheduledRequest]:
+    """In turn over those generators that ask for the arm, where not every one may."""
+    worker, generators = task.arms[block.arm].worker, _own_generators(task, block.arm)
     requests = []
     for place, at_s in enumerate(times_s):
         prompt, max_tokens = prompts[place % len(prompts)]
         name = f"{block.arm}-{block.number}-{place}"
         prompt_id = f"b{block.number}-{place % len(prompts)}"
+        generator = generators[place % len(generators)] if generators else None
         requests.append(
-            ScheduledRequest(name, at_s, name, 0, prompt_id, prompt, max_tokens, block.arm, worker, block.number)
+            ScheduledRequest(
+                name, at_s, name, 0, prompt_id, prompt, max_tokens, block.arm, worker, block.number, generator
+            )
         )
     return requests
+
+
+def _own_generators(task: ArmsTask, arm: str) -> list[int]:
+    """The generators that ask for this arm alone; empty where all ask for all arms."""
+    return [number for number in range(task.offer.generators) if arm_of_generator(task.arms, number) == arm]
 
 
 def _orders(arms: list[str], random: np.random.Generator) -> Iterator[list[str]]:

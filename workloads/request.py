@@ -15,7 +15,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
 
     arm: of a comparison, empty for what no arm counts. worker: the wished one, empty where routing decides. block:
     which block of the comparison it belongs to, counted from 0; requests of different arms with the same number are a
-    pair. -1: none.
+    pair. -1: none. generator: the number of the only one that may ask it; None: any.
     """
 
     request_id: str
@@ -28,3 +28,4 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     arm: str = ""
     worker: str = ""
     block: int = -1
+    generator: int | None = None

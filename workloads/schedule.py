@@ -196,13 +196,17 @@ def unique_prompts(schedule: Iterable[ScheduledRequest]) -> dict[str, tuple[tupl
 
 
 def split(schedule: Iterable[ScheduledRequest], generators: int) -> list[list[ScheduledRequest]]:
-    """One list per generator, each in order of time. A session stays with one generator. Raises ValueError below 1."""
+    """One list per generator, each in order of time. A session stays with one generator, and what names its
+    generator goes there. Raises ValueError below 1.
+    """
     if generators < 1:
         raise ValueError(f"expected at least one generator, got {generators}")
     parts: list[list[ScheduledRequest]] = [[] for _ in range(generators)]
     owners: dict[str, int] = {}
     for request in schedule:
-        owner = owners.setdefault(request.session_id, len(owners) % generators)
+        owner = request.generator
+        if owner is None:
+            owner = owners.setdefault(request.session_id, len(owners) % generators)
         parts[owner].append(request)
     return parts
 

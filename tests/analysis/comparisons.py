@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from analysis.history import History
 from analysis.schema import AttemptRow, RequestRow, Segment
 from tests.analysis.histories import INFO, Run
@@ -92,6 +94,7 @@ def add(
         deadline_s=intended_s + 10, index=0, tokens=tokens, outcome="completed", code="", batch_mean=batch,
     )  # fmt: skip
     run.add("worker-0", attempt)
+    run.add("controller", msgspec.structs.replace(attempt, side="controller", started_s=None, batch_mean=0.0))
 
 
 def action(run: Run, at_s: float, done: bool, what: str = "prewarm") -> None:

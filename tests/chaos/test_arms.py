@@ -120,6 +120,42 @@ def test_a_model_that_is_not_warm_in_time_is_told_of(tmp_path: Path) -> None:
     assert outcomes(verdict)["prewarmed"] is Outcome.FAIL
 
 
+SHORTER = ("phases.fault.duration_s=26", "comparison.block_s=1.5", "policy.retry.budget_burst=10")
+FLAKY = (*SHORTER, "faults.flaky.duration_s=25", "faults.flaky.options.share=0.15")
+SICK = (*SHORTER, "faults.sick.duration_s=25")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "on", "off"),
+    [("retry_value", FLAKY, "retried", "once"), ("breaker_value", SICK, "guarded", "unguarded")],
+)
+def test_arms_that_differ_in_policy_have_controllers_of_their_own(
+    tmp_path: Path, name: str, settings: tuple[str, ...], on: str, off: str
+) -> None:
+    history, verdict = conduct(tmp_path, name, *settings)
+    assert not [result for result in verdict.invariants if result.verdict is Outcome.FAIL]
+    given = history.attempts[history.attempts["side"] == "controller"].groupby("request_id")["node"].agg(set)
+    for number, arm in enumerate((on, off)):
+        asked = history.schedule.loc[history.schedule["arm"] == arm, "request_id"]
+        assert len(asked) > 200
+        assert set().union(*given[given.index.isin(asked)]) == {f"controller-{number}"}
+    # What a policy is worth shows, and each arm has attempts of its own only.
+    assert outcomes(verdict)["value"] is Outcome.PASS
+    tried = {arm: measure(history, "retry_amplification", "fault", arm=arm).value for arm in (on, off)}
+    wasted = {arm: measure(history, "wasted_attempts", "fault", arm=arm).value or 0.0 for arm in (on, off)}
+    if name == "retry_value":
+        assert tried["once"] == 1.0
+        assert tried["retried"] == pytest.approx(1.17, abs=0.06)
+    else:
+        assert 3 <= wasted["guarded"] < wasted["unguarded"] / 5
+
+
+def test_a_policy_that_changes_nothing_is_worth_nothing(tmp_path: Path) -> None:
+    _, verdict = conduct(tmp_path, "retry_value", *FLAKY, "arms.once.policy={}")
+    assert outcomes(verdict)["value"] is not Outcome.PASS
+    assert outcomes(verdict)["without_retries"] is Outcome.FAIL
+
+
 def test_the_same_seed_gives_the_same_comparison(tmp_path: Path) -> None:
     settings = ("phases.measure.duration_s=20",)
     one, other = (conduct(tmp_path / name, "sticky_sessions", *settings, seed=5)[0] for name in ("one", "other"))

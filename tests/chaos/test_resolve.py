@@ -282,6 +282,13 @@ def test_the_resolved_experiment_is_an_experiment_file(tmp_path: Path, capsys: p
         ),
         ("continuous_batching", "comparison.settle_s=9", "comparison.settle_s: nothing of a block"),
         ("pre_warming", "arms.cold.worker=''", "arms.cold.before: expected an arm that names its worker"),
+        ("retry_value", "arms.once.controller=controller", "arms.once.controller: no controller named 'controller'"),
+        ("retry_value", "arms.once.controller=controller-0", "controller: expected one that no other arm has"),
+        ("retry_value", "arms.once.controller=''", "arms.once.controller: expected one, for other arms have"),
+        ("retry_value", "arms.once.closed=4", "arms.once.controller: a closed arm has none"),
+        ("retry_value", "workload.generators=3", "workload.generators: 2 arms with controllers need equally many"),
+        ("retry_value", "arms.once.policy.retry.max_attempts=0", "arms.once.policy.retry.max_attempts: "),
+        ("retry_value", "comparison.by=sessions", "controller has a meaning only with comparison.by: blocks"),
         ("network_partition", "arms={a: {}, b: {}}", "comparison: arms are compared in a phase"),
     ],
 )
@@ -294,3 +301,12 @@ def test_an_arms_policy_is_that_of_its_own_worker_alone() -> None:
     assert [experiment.policy_of(name).worker.batch_max for name in experiment.worker_names()] == [1, 2, 4, 8, 16]
     assert experiment.policy_of("controller") == experiment.policy
     assert experiment.policy_of("worker-0").routing.outstanding_max == experiment.policy.routing.outstanding_max
+
+
+def test_an_arms_policy_is_that_of_its_own_controller_and_of_the_clients_that_speak_to_it_alone() -> None:
+    experiment = load(find("retry_value"), ["workload.generators=4"])
+    tries = {name: experiment.policy_of(name).retry.max_attempts for name in experiment.node_names()}
+    assert {name for name, most in tries.items() if most == 1} == {"controller-1", "client-1", "client-3"}
+    asked = [experiment.policy_of(f"client-{number}").client.controller for number in range(4)]
+    assert asked == ["controller-0", "controller-1"] * 2
+    assert load(GOOD).policy_of("client-0").client.controller is None

@@ -498,3 +498,17 @@ def test_a_submission_that_nobody_took_makes_it_look_for_another_controller_at_o
     node.handle(Received(Pong("controller-0", 5, 10.0)), 0.01)
     ((_, submit),) = sends(node.handle(ask("r1", 0.1), 0.1))
     assert sends(node.handle(NoResponders("controller-0", submit), 0.11)) == [(CONTROLLERS, Ping("c"))]
+
+
+def test_a_client_that_is_told_its_controller_asks_nobody_else_however_long_that_is_away() -> None:
+    policy = structs.replace(POLICY, client=structs.replace(POLICY.client, controller="controller-1"))
+    node = ClientNode("c", 1, policy)
+    assert sends(node.handle(LinkUp(), 0.0)) == [("controller-1", Ping("c"))]
+    for _ in range(20):
+        now = node.next_wake()
+        assert now is not None
+        assert {to for to, _ in sends(node.handle(Wake(), now))} <= {"controller-1"}
+    node.handle(Received(Pong("controller-1", 5, 90.0)), now)
+    ((to, submit),) = sends(node.handle(ask("r1", now), now))
+    assert (to, isinstance(submit, Submit)) == ("controller-1", True)
+    assert sends(node.handle(NoResponders("controller-1", submit), now)) == [("controller-1", Ping("c"))]

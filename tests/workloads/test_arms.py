@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workloads.arms import AWAY, ArmSpec, ArmsPlan, ComparisonSpec, Offer, plan_arms
-from workloads.schedule import ScheduledRequest
+from workloads.arms import AWAY, ArmSpec, ArmsPlan, ArmsTask, ComparisonSpec, Offer, arm_of_generator, plan_arms
+from workloads.schedule import ScheduledRequest, split
 from workloads.spec import WorkloadSpec
 from workloads.vocabulary import ByteVocabulary
 
@@ -29,7 +29,7 @@ def plan(
     arms: dict[str, ArmSpec], comparison: ComparisonSpec, seed: int = 1, *, stop_s: float = 70.0, per_s: float = 8.0
 ) -> ArmsPlan:
     offer = Offer(10.0, stop_s, per_s, 20.0, 512, WORKERS)
-    return plan_arms(arms, comparison, SPEC, offer, seed, ByteVocabulary())
+    return plan_arms(ArmsTask(arms, comparison, SPEC, offer, seed, ByteVocabulary()))
 
 
 def measured(planned: ArmsPlan) -> dict[tuple[str, int], ScheduledRequest]:
@@ -134,6 +134,21 @@ def test_a_closed_arm_keeps_its_number_in_flight_and_has_more_than_it_can_ask() 
         assert len(segment.requests) >= 20.0 * 4.0 + segment.concurrency
         assert {one.worker for one in segment.requests} == {arms[block.arm].worker}
     assert len({one.prompt_id for segment in planned.load.closed for one in segment.requests}) == 6 * 64
+
+
+def test_an_arm_with_a_controller_has_generators_of_its_own() -> None:
+    arms = {"on": ArmSpec(controller="controller-0"), "off": ArmSpec(controller="controller-1")}
+    offer = Offer(10.0, 70.0, 8.0, 20.0, 512, WORKERS, generators=4)
+    task = ArmsTask(arms, ComparisonSpec(by="blocks", block_s=4.0), SPEC, offer, 1, ByteVocabulary())
+    planned = plan_arms(task)
+    asked = Counter((request.arm, request.generator) for request in planned.load.requests)
+    assert asked.keys() == {("on", 0), ("on", 2), ("off", 1), ("off", 3)}
+    assert len(set(asked.values())) == 1, "the generators of an arm share its load evenly"
+    assert [arm_of_generator(arms, number) for number in range(4)] == ["on", "off", "on", "off"]
+    parts = [split(planned.load.requests, 4)[number] for number in range(4)]
+    assert [{request.arm for request in part} for part in parts] == [{"on"}, {"off"}, {"on"}, {"off"}]
+    assert arm_of_generator(TWO, 1) == ""
+    assert {request.generator for request in plan(TWO, ComparisonSpec(by="blocks")).load.requests} == {None}
 
 
 @pytest.mark.parametrize(

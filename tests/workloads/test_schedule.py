@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from workloads.lengths import Lengths, length_limits
 from workloads.schedule import ScheduledRequest, build_schedule, schedule_rows, split, unique_prompts
@@ -163,6 +164,16 @@ def test_a_session_stays_with_one_generator(spec: WorkloadSpec, seed: int, gener
     owners = [{request.session_id for request in part} for part in parts]
     assert sum(map(len, owners)) == len(set().union(*owners))
     assert all(part == sorted(part, key=lambda r: r.intended_s) for part in parts)
+
+
+def test_what_names_its_generator_goes_there_and_everything_else_is_dealt_as_ever() -> None:
+    free = plan(WorkloadSpec(), 3)
+    bound = [
+        replace(one, request_id=f"b{place}", session_id=f"b{place}", generator=2) for place, one in enumerate(free)
+    ]
+    parts = split([*bound, *free], 3)
+    assert [request.request_id for request in parts[2][: len(bound)]] == [request.request_id for request in bound]
+    assert [[one for one in part if one.generator is None] for part in parts] == split(free, 3)
 
 
 def test_split_needs_a_generator() -> None:
