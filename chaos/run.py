@@ -18,9 +18,11 @@ import yaml
 from analysis.history import UnreadableError
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
+from chaos.client_limits import limits_lines
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
-from chaos.faults import describe, kinds
+from chaos.faults import kinds
+from chaos.faults.listing import listing
 from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
@@ -197,7 +199,10 @@ class _Session:
         if director.complete and not self._interrupted():
             self._progress.phase("reference completions")
             await consult(world, results, director.plan.every_request())
-        notes += director.offers
+        limits = limits_lines(environment, results.path)
+        for line in limits:
+            self._progress.note(line)
+        notes += [*director.offers, *limits]
         complete = director.complete
         if self._interrupted():
             complete, self.ended_by = False, INTERRUPTED

@@ -26,7 +26,7 @@ from workloads.http import CONNECTIONS_MAX, BadTarget, HttpTarget
 from workloads.http_results import NAME, HttpResults
 from workloads.http_run import HttpRun, Unreachable, reach
 from workloads.request import ScheduledRequest
-from workloads.roofline import Roofline, roofline
+from workloads.roofline import SHARE_BUSY, Roofline, roofline
 from workloads.schedule import build_schedule
 from workloads.spec import Rate, WorkloadSpec
 from workloads.stub_process import StubFailed
@@ -36,8 +36,6 @@ EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
 CONTEXT_WORDS = 8_192
-SHARE_BUSY = 0.5
-"""Of the roofline: a driver with more to do than that measures itself as well."""
 _LOAD = "load"
 _SHOWN = {
     "success_rate": "success",

@@ -1,23 +1,24 @@
-"""`python -m workloads.roofline`: what our own client can do, measured against a stub of known timing.
+"""`python -m workloads.roofline`: what our own HTTP client can do, measured against a stub of known timing.
 
 A number that a load driver prints is bounded by the driver: it sends late when it is busy, and what it reads late looks
 like a slow server. So the driver is asked for three things here: requests per second when nothing else limits it, how
 late it sends at a given rate, and how far its times lie from a truth that is known. The stub tells how late it was
-itself, which is no error of the client.
+itself, which is no error of the client. workloads.nats_roofline asks the same of the clients of our own cluster.
 """
 
 import argparse
 import asyncio
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -39,12 +40,16 @@ GAP_S = 0.01
 TOKENS = 16
 RATE_PER_S = 200.0
 IN_FLIGHT = 64
+SHARE_FULL = 0.8
+"""Of a core: who takes more has no time left."""
+SHARE_BUSY = 0.5
+"""Of the roofline: a client with more to do than that measures itself as well."""
 MEASURE_S = 1.5
 LEAD_S = 0.2
 TIMEOUT_S = 10.0
 CACHED_S = 3600.0
 """A figure of this host is believed for an hour."""
-_MODEL = "stub"
+MODEL = "stub"
 
 Cache = Literal["use", "renew", "none"]
 
@@ -56,7 +61,8 @@ class Roofline(msgspec.Struct, frozen=True):
     the stub then took these shares of a core. At `rate_per_s` with paced tokens: lag_*: sent minus intended; ttft_*:
     error of the time to the first token against the stub's plan; gap_*: error of the mean time between tokens of a
     request; stub_late_p99_s: of the stub against its own plan, which is part of the errors and not the client's fault.
-    failed: requests that did not complete; anything but 0 spoils the rest.
+    failed: requests that did not complete; anything but 0 spoils the rest. tokens_per_s: the most it reads, where that
+    was asked for. client: which of ours.
     """
 
     requests_per_s: float
@@ -75,14 +81,32 @@ class Roofline(msgspec.Struct, frozen=True):
     failed: int
     measured_at: float = 0.0
     """Seconds since the epoch."""
+    tokens_per_s: float | None = None
+    client: str = "HTTP"
+
+    @property
+    def limit(self) -> str:
+        """What kept the rate from being higher."""
+        if max(self.stub_cpu, self.client_cpu) < SHARE_FULL:
+            return "neither had all of one, so the host or what is between them is the limit"
+        return "the stub is the limit" if self.stub_cpu > self.client_cpu else "this client is the limit"
+
+    def beside(self, per_s: float, tokens_per_s: float, clients: int = 1) -> str:
+        """What a load is for as many such clients, in a line. tokens_per_s: that they read, at most."""
+        share = per_s / clients / self.requests_per_s if self.requests_per_s > 0 else math.inf
+        if self.tokens_per_s:
+            share = max(share, tokens_per_s / clients / self.tokens_per_s)
+        over = "1 client" if clients == 1 else f"{clients} clients"
+        text = f"offered {per_s:.1f} requests/s over {over}: {share:.0%} of it"
+        return text if share <= SHARE_BUSY else f"{text}, so the load generators may be measured as well"
 
     def lines(self) -> list[str]:
         """For people."""
-        limit = "the stub" if self.stub_cpu > self.client_cpu else "this client"
+        most = "" if self.tokens_per_s is None else f" or {self.tokens_per_s:.0f} tokens/s"
         text = [
-            f"client roofline on this host: {self.requests_per_s:.0f} requests/s at most ({self.in_flight} in flight, "
-            f"{self.tokens} tokens each; client {self.client_cpu:.0%} of a core, stub {self.stub_cpu:.0%}: "
-            f"{limit} is the limit)",
+            f"{self.client} client roofline on this host: {self.requests_per_s:.0f} requests/s{most} at most "
+            f"({self.in_flight} in flight, {self.tokens} tokens each; client {self.client_cpu:.0%} of a core, stub "
+            f"{self.stub_cpu:.0%}: {self.limit})",
             f"  at {self.rate_per_s:g} requests/s: dispatch lag p99 {_ms(self.lag_p99_s)}; time to first token "
             f"{_signed(self.ttft_error_p50_s)} off the truth (p99 {_signed(self.ttft_error_p99_s)}), between tokens "
             f"{_signed(self.gap_error_p50_s)} (p99 {_signed(self.gap_error_p99_s)}); n = {self.samples}; of this the "
@@ -122,7 +146,7 @@ class Drive(msgspec.Struct, frozen=True):
 async def drive_stub(stub: StubProcess, source: Source, api: Literal["chat", "completions"] = "chat") -> Drive:
     """Run a source against the stub in this process. Raises StubFailed."""
     rows: list[RequestRow] = []
-    async with HttpDriver(HttpTarget(stub.url, _MODEL, api), rows.append) as driver:
+    async with HttpDriver(HttpTarget(stub.url, MODEL, api), rows.append) as driver:
         await stub.stats()
         began_s, cpu_s = time.monotonic(), time.process_time()
         await driver.run(source)
@@ -135,16 +159,16 @@ def open_loop(rate_per_s: float, duration_s: float, tokens: int = TOKENS, seed: 
     """Poisson arrivals that begin in a moment, on the loop's clock."""
     spec = WorkloadSpec(prompt_tokens=32, output_tokens=tokens, sessions=200, turns_max=1)
     schedule = build_schedule(spec, rate_per_s, duration_s, seed, WordVocabulary())
-    return OpenLoop(schedule, asyncio.get_running_loop().time() + LEAD_S, _MODEL, TIMEOUT_S)
+    return OpenLoop(schedule, asyncio.get_running_loop().time() + LEAD_S, MODEL, TIMEOUT_S)
 
 
-def closed_loop(in_flight: int, duration_s: float, tokens: int = TOKENS) -> ClosedLoop:
-    """So many in flight."""
+def closed_loop(in_flight: int, duration_s: float, tokens: int = TOKENS, prefix: str = "roofline-") -> ClosedLoop:
+    """So many in flight. prefix: of the names of its requests."""
     spec = WorkloadSpec(prompt_tokens=32, output_tokens=tokens, sessions=200, turns_max=1)
     schedule = build_schedule(spec, 200.0, 1.0, 1, WordVocabulary())
     prompts = [(request.prompt, request.max_tokens) for request in schedule]
     start_s = asyncio.get_running_loop().time() + LEAD_S
-    return ClosedLoop(prompts, in_flight, start_s, start_s + duration_s, _MODEL, TIMEOUT_S, "roofline-")
+    return ClosedLoop(prompts, in_flight, start_s, start_s + duration_s, MODEL, TIMEOUT_S, prefix)
 
 
 def most_per_s(rows: Iterable[RequestRow]) -> float:
@@ -160,13 +184,18 @@ async def measure(measure_s: float = MEASURE_S, rate_per_s: float = RATE_PER_S) 
         most = await drive_stub(stub, closed_loop(IN_FLIGHT, measure_s))
     async with running_stub(TTFT_S, GAP_S) as stub:
         paced = await drive_stub(stub, open_loop(rate_per_s, measure_s))
+    return summary(most, paced, rate_per_s)
+
+
+def summary(most: Drive, paced: Drive, rate_per_s: float, in_flight: int = IN_FLIGHT) -> Roofline:
+    """most: a closed loop. paced: an open loop at `rate_per_s`, of TTFT_S and GAP_S. Raises StubFailed."""
     if len(paced.completed) < 2 or len(most.completed) < 2:
-        raise StubFailed("nothing came back from the stub server")
+        raise StubFailed("nothing came back from the stub")
     ttft = [(row.first_token_s or row.ended_s) - row.sent_s - TTFT_S for row in paced.completed]
     gaps = [gap - GAP_S for row in paced.completed for gap in _mean_gap(row)]
     return Roofline(
         requests_per_s=most_per_s(most.completed),
-        in_flight=IN_FLIGHT,
+        in_flight=in_flight,
         tokens=TOKENS,
         client_cpu=most.client_cpu,
         stub_cpu=most.stub_cpu,
@@ -193,18 +222,25 @@ def roofline(cache: Cache = "use") -> Roofline:
 
     Not for use within a running event loop. Raises StubFailed.
     """
-    path = _cache_path()
+    return cached(cache_path(f"aiohttp {aiohttp.__version__}"), measure, cache)
+
+
+def cached(path: Path, measured: Callable[[], Coroutine[Any, Any, Roofline]], cache: Cache = "use") -> Roofline:
+    """What the file holds where it is fresh, else what is measured now. Raises what that raises."""
     if cache == "use" and (known := _remembered(path)) is not None:
         return known
-    found = asyncio.run(measure())
+    found = asyncio.run(measured())
     if cache != "none":
-        _remember(path, found)
+        remember(path, found)
     return found
 
 
-def _cache_path() -> Path:
-    """A file for this host, interpreter and client, in the folder for temporary files: it need not last."""
-    parts = (platform.node(), sys.version, aiohttp.__version__, str(os.cpu_count()), str(Path(__file__).parent))
+def cache_path(client: str) -> Path:
+    """A file for this host, interpreter and client, in the folder for temporary files: it need not last.
+
+    client: its name and version.
+    """
+    parts = (platform.node(), sys.version, client, str(os.cpu_count()), str(Path(__file__).parent))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"mlx-chaos-roofline-{os.getuid()}-{key}.json"
 
@@ -219,7 +255,7 @@ def _remembered(path: Path) -> Roofline | None:
     return known if 0 <= time.time() - known.measured_at < CACHED_S else None
 
 
-def _remember(path: Path, found: Roofline) -> None:
+def remember(path: Path, found: Roofline) -> None:
     """Best effort: without a cache it is measured again."""
     with contextlib.suppress(OSError):
         write_whole(path, msgspec.json.encode(found))
@@ -240,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"workloads.roofline: {error}", file=sys.stderr)
         return 5
     if (options.seconds, options.rate) == (MEASURE_S, RATE_PER_S):
-        _remember(_cache_path(), found)
+        remember(cache_path(f"aiohttp {aiohttp.__version__}"), found)
     print(msgspec.json.encode(found).decode() if options.json else "\n".join(found.lines()))
     return 0
 

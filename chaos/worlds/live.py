@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from analysis.recorder import MetricsCollector
 from analysis.schema import Row
 from chaos.clean_slate import left_behind
+from chaos.client_limits import CLIENTS, LIMITS, client_limits
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
 from chaos.undo import RUN_MARK, ProcessEntry
@@ -25,7 +26,9 @@ from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
 from chaos.worlds.computing import computing
 from chaos.worlds.engines import LiveEngine
-from chaos.worlds.hosts import PLACES, RayHost, RayHosts, head_place
+from chaos.worlds.hosts import RayHost, RayHosts
+from chaos.worlds.joined import JoinedHosts
+from chaos.worlds.joined_host import JoinedHost
 from chaos.worlds.messages import meddled_nodes
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
@@ -78,8 +81,11 @@ class LiveWorld:
             seed,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._processes = Processes(self._new_actor, head_place(experiment))
-        self._hosts = RayHosts(experiment, self._servers, self._processes, lambda node: self.process(node).restart())
+        self._processes = Processes(
+            self._new_actor, lambda: self._hosts.agent_place(), lambda node: self._hosts.elsewhere(node)
+        )
+        parts = (experiment, self._servers, self._processes, lambda node: self.process(node).restart())
+        self._hosts: RayHosts | JoinedHosts = RayHosts(*parts) if address is None else JoinedHosts(*parts, run_id)
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
@@ -87,6 +93,7 @@ class LiveWorld:
         self._engines: dict[str, LiveEngine] = {}
         self._clocks: dict[str, LiveClock] = {}
         self._computing = computing(experiment.cluster)
+        self._client_limits: dict[str, object] = {}
         self._blockers: list[asyncio.Future[Any]] = []
         self._recorded: set[int] = set()
         self._stopping = False
@@ -138,6 +145,7 @@ class LiveWorld:
         """See World."""
         cluster = self._experiment.cluster
         await self._in_thread(self._computing.prepare)
+        self._client_limits = await self._in_thread(client_limits)
         self.exact_tokens = self._computing.exact_tokens
         # Whatever makes a start impossible is better said before Ray has been started for nothing.
         await self._in_thread(self._servers.check, cluster.toxiproxy_url, cluster.toxiproxy_port)
@@ -296,6 +304,8 @@ class LiveWorld:
         """See World."""
         return {
             **self._computing.describe(),
+            CLIENTS: len(self._clients()),
+            **({LIMITS: self._client_limits} if self._client_limits else {}),
             "toxiproxy": self._servers.flavour,
             "ray": self._address or "started by the run on this host",
             "hosts": 1,

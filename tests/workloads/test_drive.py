@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,11 +225,11 @@ def test_a_roofline_is_measured_against_a_stub_in_a_process_of_its_own() -> None
 
 def test_a_remembered_roofline_is_used_while_it_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "roofline.json"
-    monkeypatch.setattr(roofline, "_cache_path", lambda: path)
-    monkeypatch.setattr(roofline.time, "time", lambda: 1000.0)
-    roofline._remember(path, LIMITS)
+    monkeypatch.setattr(roofline, "cache_path", lambda client: path)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    roofline.remember(path, LIMITS)
     assert roofline.roofline() == LIMITS
-    monkeypatch.setattr(roofline.time, "time", lambda: 1.0 + roofline.CACHED_S)
+    monkeypatch.setattr(time, "time", lambda: 1.0 + roofline.CACHED_S)
     assert roofline._remembered(path) is None
     path.write_bytes(b"{")
     assert roofline._remembered(path) is None
