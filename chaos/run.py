@@ -21,8 +21,7 @@ from analysis.verdict import EXIT_CODES, Verdict
 from chaos.client_limits import limits_lines
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
-from chaos.faults import kinds
-from chaos.faults.listing import listing
+from chaos.faults import describe, kinds
 from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
@@ -195,7 +194,7 @@ class _Session:
         for line in left or ():
             self._progress.note(f"LEFT BEHIND: {line}")
         notes = results.merge(world.origin_s)
-        results.write_environment(world.environment())
+        environment = results.write_environment(world.environment())
         if director.complete and not self._interrupted():
             self._progress.phase("reference completions")
             await consult(world, results, director.plan.every_request())

@@ -26,9 +26,7 @@ from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
 from chaos.worlds.computing import computing
 from chaos.worlds.engines import LiveEngine
-from chaos.worlds.hosts import RayHost, RayHosts
-from chaos.worlds.joined import JoinedHosts
-from chaos.worlds.joined_host import JoinedHost
+from chaos.worlds.hosts import PLACES, RayHost, RayHosts, head_place
 from chaos.worlds.messages import meddled_nodes
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
@@ -81,11 +79,8 @@ class LiveWorld:
             seed,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._processes = Processes(
-            self._new_actor, lambda: self._hosts.agent_place(), lambda node: self._hosts.elsewhere(node)
-        )
-        parts = (experiment, self._servers, self._processes, lambda node: self.process(node).restart())
-        self._hosts: RayHosts | JoinedHosts = RayHosts(*parts) if address is None else JoinedHosts(*parts, run_id)
+        self._processes = Processes(self._new_actor, head_place(experiment))
+        self._hosts = RayHosts(experiment, self._servers, self._processes, lambda node: self.process(node).restart())
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
