@@ -12,7 +12,7 @@ from analysis.schema import EventRow
 from chaos.arms import Blocks
 from chaos.experiment import Experiment
 from chaos.guard import Guard, Stopped
-from chaos.injector import Injector
+from chaos.injector import HouseRules, Injector
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
 from workloads.arms import ArmsTask, Offer, plan_arms
@@ -44,6 +44,11 @@ class Watcher(Protocol):
         """A remark."""
 
 
+def of_the_owner(line: str) -> str:
+    """What is said of a measured capacity, said of the rate that the owner of somebody else's cluster allows."""
+    return line.replace("the measured capacity of", "what the owner allows,").replace("the capacity", "that")
+
+
 class Director:
     """One run of an experiment in a world."""
 
@@ -54,15 +59,17 @@ class Director:
         seed: int,
         watcher: Watcher,
         planned: Callable[[LoadPlan], None] = lambda plan: None,
+        rules: HouseRules | None = None,
     ) -> None:
-        """planned: told of the load before any of it is offered."""
+        """planned: told of the load before any of it is offered. rules: of the owner of the cluster, None: it is ours."""
         self._world = world
         self._experiment = experiment
         self._seed = seed
         self._watcher = watcher
         self._planned = planned
+        self._rules = rules
         self._guard = Guard(experiment.guard, experiment.worker_names())
-        self._injector = Injector(world, experiment, self._guard, seed, watcher)
+        self._injector = Injector(world, experiment, self._guard, seed, watcher, rules)
         self._offers: dict[str, str] = {}
         self._blocks = Blocks(world, experiment, ())
         self.plan = LoadPlan(())
@@ -90,18 +97,8 @@ class Director:
     async def _plan_load(self) -> None:
         spec, policy = self._experiment.workload, self._experiment.policy
         vocabulary = await self._world.vocabulary()
-        # Measured even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards.
-        self._watcher.phase("capacity probe")
-        await self._warm_workers()
-        plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
         context = policy.worker.context_max_tokens
-        try:
-            seed = self._seed + _PROBE_SEED
-            sample = first_requests(spec, _PROBE_PROMPTS, seed, vocabulary, context_max_tokens=context)
-        except ValueError as error:
-            raise InfeasibleRate(f"workload: {error}") from error
-        prompts = [(request.prompt, request.max_tokens) for request in sample]
-        capacity = estimate_capacity(await self._world.probe(plan, prompts), plan)
+        capacity = await self._measure(vocabulary) if self._rules is None else self._rules.capacity
         compared = self._experiment.comparison.phase if self._experiment.comparison is not None else ""
         phases = [
             PlannedPhase(name, phase.duration_s, "none" if name == compared else phase.load)
@@ -116,6 +113,22 @@ class Director:
             self._plan_arms(phases, capacity, vocabulary)
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
+
+    async def _measure(self, vocabulary: PromptVocabulary) -> Capacity:
+        """Even for an absolute rate: an offer that cannot be served is said now, not discovered afterwards."""
+        policy = self._experiment.policy
+        self._watcher.phase("capacity probe")
+        await self._warm_workers()
+        plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
+        context, seed = policy.worker.context_max_tokens, self._seed + _PROBE_SEED
+        try:
+            sample = first_requests(
+                self._experiment.workload, _PROBE_PROMPTS, seed, vocabulary, context_max_tokens=context
+            )
+        except ValueError as error:
+            raise InfeasibleRate(f"workload: {error}") from error
+        prompts = [(request.prompt, request.max_tokens) for request in sample]
+        return estimate_capacity(await self._world.probe(plan, prompts), plan)
 
     async def _warm_workers(self) -> None:
         """A worker that loads nothing beforehand loads now, or the probe would measure its load."""
@@ -164,12 +177,13 @@ class Director:
         """What is offered, a line for the workload and for each phase that does something else. Empty before."""
         if self.rate is None:
             return []
-        return [f"offering {self.rate.statement}", *(f"in {name}: {said}" for name, said in self._offers.items())]
+        lines = [f"offering {self.rate.statement}", *(f"in {name}: {said}" for name, said in self._offers.items())]
+        return lines if self._rules is None else [of_the_owner(line) for line in lines]
 
     async def _walk_through_phases(self) -> None:
         world = self._world
         await world.sleep(-world.now())
-        self._event("run_started", detail=self.rate.statement if self.rate is not None else "")
+        self._event("run_started", detail=next(iter(self.offers), "").removeprefix("offering "))
         start_s = 0.0
         self._blocks.begin()
         for name, phase in self._experiment.phases.items():

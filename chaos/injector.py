@@ -12,6 +12,7 @@ from chaos.faults import Evidence, Fault
 from chaos.guard import Guard, Stopped
 from chaos.prediction import Prediction, predict
 from chaos.worlds.world import HandleError, Job, World
+from workloads.capacity import Capacity
 
 _HASTY_HEAL_S = 3.0
 """For how long the proof of a heal is waited for when the run is being abandoned."""
@@ -24,11 +25,39 @@ class Notes(Protocol):
         """A remark."""
 
 
+class HouseRules(Protocol):
+    """What whoever owns the cluster lays down for faults; the world of somebody else's cluster does."""
+
+    @property
+    def lead_s(self) -> float:
+        """How long before a fault `permit` has to be asked, seconds."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """What shares of an experiment's rates are shares of; it is not measured."""
+
+    def make(self, spec: FaultSpec) -> Fault:
+        """The fault as it is there."""
+
+    async def permit(self, spec: FaultSpec, fault: Fault) -> str | None:
+        """Why it may not strike now, None if it may; within about `lead_s`."""
+
+
 class Injector:
     """Everything that is injected is healed, whatever ends the run: see `end`."""
 
-    def __init__(self, world: World, experiment: Experiment, guard: Guard, seed: int, notes: Notes) -> None:
+    def __init__(
+        self,
+        world: World,
+        experiment: Experiment,
+        guard: Guard,
+        seed: int,
+        notes: Notes,
+        rules: HouseRules | None = None,
+    ) -> None:
+        """rules: None where the cluster is ours."""
         self._world = world
+        self._rules = rules
         self._experiment = experiment
         self._guard = guard
         self._seed = seed
@@ -48,9 +77,12 @@ class Injector:
             offsets_s = timing.strikes(spec, Random(f"{self._seed}/faults/{name}"))
             for number, offset_s in enumerate(offsets_s, 1):
                 label = name if number == 1 else f"{name} ({number})"
-                prediction = predict(spec, self._experiment.policy)
+                rules = self._rules
+                # Of the policy of somebody else's cluster nobody knows.
+                prediction = predict(spec, self._experiment.policy) if rules is None else None
                 hurt = self._experiment.hurt_with(spec.targets)
-                injection = _Injection(label, spec, hurt, faults.make(spec, nodes), prediction)
+                fault = faults.make(spec, nodes) if rules is None else rules.make(spec)
+                injection = _Injection(label, spec, hurt, fault, prediction)
                 self._jobs.append(self._world.spawn(self._carry_out(injection, start_s + offset_s)))
 
     def in_force(self) -> list[str]:
@@ -106,6 +138,13 @@ class Injector:
         if injection.bite.proved and not injection.end.proved:
             self._notes.note(f"NOT IN FORCE until its end: {spec.kind} {injection.aim}; the run will be invalid")
         await self._heal(injection, self._experiment.recovery_limit_s)
+
+    async def _ask_permission(self, injection: "_Injection", due_s: float) -> str | None:
+        """Why the owner of the cluster does not let it strike, None if he does; asked before it is due."""
+        if self._rules is None:
+            return None
+        await self._world.sleep(due_s - self._rules.lead_s - self._world.now())
+        return await self._rules.permit(injection.spec, injection.fault)
 
     async def _await_moment(self, injection: "_Injection") -> str | None:
         """Wait for the state that the strike needs; why it may not strike, None if it may."""

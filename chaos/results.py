@@ -78,6 +78,7 @@ class ResultsDirectory:
             log_probability_gap_max=token_gap_max_nats,
             notes=notes,
             left_behind=left_behind,
+            outside=self._world == "staging",
             engine="timed" if self._world == "simulated" else self._experiment.cluster.engine,
         )
         self._write("run.json", msgspec.json.format(msgspec.json.encode(info), indent=1).decode())

@@ -43,11 +43,12 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="undo", kw_only=True):
 
 
 class ToxicEntry(_Entry, frozen=True, tag="toxic", kw_only=True):
-    """A toxic that a fault adds: to be removed."""
+    """A toxic that a fault adds: to be removed. borrowed: the proxy is somebody else's and must not be replaced."""
 
     api_url: str
     proxy: str
     toxic: str
+    borrowed: bool = False
 
 
 class DisabledEntry(_Entry, frozen=True, tag="disabled", kw_only=True):
@@ -299,6 +300,8 @@ def _heal_on_proxy(entry: _OnProxy, toxics: Sequence[str]) -> HealResult:
     try:
         api = Toxiproxy(entry.api_url)
         match entry:
+            case ToxicEntry(borrowed=True):
+                text = f"toxic {entry.toxic} on {where}: {api.withdraw_toxic(entry.proxy, entry.toxic)}"
             case ToxicEntry():
                 how = api.remove_toxic(entry.proxy, entry.toxic, toxics)
                 text = f"toxic {entry.toxic} on {where}: {how}"
@@ -310,11 +313,9 @@ def _heal_on_proxy(entry: _OnProxy, toxics: Sequence[str]) -> HealResult:
                 text = f"{where}: deleted"
     except ToxiproxyGone:
         return HealResult(entry, True, f"{where}: server has ended, and the fault with it")
-    except ToxiproxyRefused as refusal:
-        if refusal.status == 404:
-            return HealResult(entry, True, f"{where}: proxy is gone, and the fault with it")
-        return HealResult(entry, False, f"{where}: not healed: {refusal}")
     except ToxiproxyError as error:
+        if isinstance(error, ToxiproxyRefused) and error.status == 404:
+            return HealResult(entry, True, f"{where}: proxy is gone, and the fault with it")
         return HealResult(entry, False, f"{where}: not healed: {error}")
     return HealResult(entry, True, text)
 

@@ -44,6 +44,8 @@ REMOVAL_S = 3.0
 """How long the removal of a toxic may take before the proxy is replaced instead (see `Toxiproxy.remove_toxic`)."""
 REPLACEMENT_S = 8.0
 """How long a replacement of a proxy may take: of all calls only this one must not be given up half done."""
+WITHDRAWAL_S = 30.0
+"""How long the removal of a toxic may take where the proxy must not be replaced: the server gives up after 25 s."""
 _CALLS_MAX = 16
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _INTEGER_MAX = 2**31 - 1
@@ -181,13 +183,19 @@ class Toxiproxy:
         with self._changes(name, call):
             return self._call(call, name, switch)
 
-    def add_toxic(self, proxy: str, toxic: Toxic) -> Toxic:
-        """Add a toxic to existing and new connections; returns it as read back. An equal name is refused (409)."""
+    def add_toxic(self, proxy: str, toxic: Toxic, ttl_ms: int = 0) -> Toxic:
+        """Add a toxic to existing and new connections; returns it as read back. An equal name is refused (409).
+
+        ttl_ms: after which the embedded server removes it by itself; others do not know it and leave it.
+        """
         _check_name("proxy", proxy)
         check_toxic(toxic)
 
         def add() -> Toxic:
-            self._handle(proxy).add_toxic(**msgspec.structs.asdict(toxic))
+            if ttl_ms:
+                self._consumer.post(f"/proxies/{proxy}/toxics", json={**msgspec.to_builtins(toxic), "ttl_ms": ttl_ms})
+            else:
+                self._handle(proxy).add_toxic(**msgspec.structs.asdict(toxic))
             found = _toxic_of(self._read(proxy), toxic.name)
             if found is None or not _same(toxic, found):
                 raise ToxiproxyUnverified(f"toxic {toxic.name!r}: server agreed, yet reads back {_brief(found)}")
@@ -233,6 +241,37 @@ class Toxiproxy:
             if how is not None or before is None:
                 return how or "missing"
             return self._call(call, proxy, lambda: self._replace(before, (name, *together)), REPLACEMENT_S)
+
+    def withdraw_toxic(self, proxy: str, name: str) -> Removal:
+        """Remove a toxic from a proxy that is somebody else's and is never replaced, however long that takes.
+
+        One that is missing already, or whose proxy is, is no error. Not for a `timeout` on Toxiproxy's own server,
+        see `replace_proxy`.
+        """
+        _check_name("proxy", proxy)
+        _check_name("toxic", name)
+
+        def remove() -> Removal:
+            if _toxic_of(self._read(proxy), name) is None:
+                return "missing"
+            _ignoring_missing(lambda: self._handle(proxy).destroy_toxic(name))
+            if _toxic_of(self._read(proxy), name) is not None:
+                raise ToxiproxyUnverified(f"toxic {name!r}: server agreed, yet it is still there")
+            return "removed"
+
+        call = f"remove toxic {name!r}"
+        with self._changes(proxy, call):
+            return self._call(call, proxy, remove, WITHDRAWAL_S)
+
+    def show_proxy(self, name: str) -> dict[str, Any] | None:
+        """One proxy as the server shows it, with whatever else it says of it; None if there is none of that name."""
+        _check_name("proxy", name)
+
+        def show() -> dict[str, Any] | None:
+            shown = self._shown(name)
+            return None if shown is None else decode(shown, dict[str, Any])
+
+        return self._call("read proxy", name, show)
 
     def replace_proxy(self, proxy: str, without: Collection[str]) -> None:
         """Delete a proxy and make it again at the same address, without some of its toxics. A missing one stays so.
