@@ -114,7 +114,7 @@ def measure(workers: int, virtual_s: float, rows: Path, seed: int = 1) -> Speed:
     sinks: list[MetricsCollector] = []
 
     def sink(name: str, incarnation: int) -> MetricsCollector:
-        sinks.append(MetricsCollector(rows, name, incarnation))
+        sinks.append(MetricsCollector(rows, name, incarnation, flush_rows=1024, flush_s=60.0))
         return sinks[-1]
 
     cluster = SimulatedCluster(policy, workers, clients, seed, sink, costs=_COSTS)

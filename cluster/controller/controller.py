@@ -9,7 +9,7 @@ from cluster.controller.breaker import BreakerState
 from cluster.controller.ledger import Attempt, Entry, Ledger
 from cluster.controller.membership import Change, Liveness
 from cluster.controller.retry import RetryHandler
-from cluster.controller.rows import attempt_ended, breaker_change, event, stale_report
+from cluster.controller.rows import attempt_ended, event, stale_report
 from cluster.controller.service_time import ServiceTimes
 from cluster.controller.sessions import SessionRegistry
 from cluster.controller.timeouts import TimeoutHandler
@@ -159,11 +159,9 @@ class ControllerNode:
         """Give up all attempts without blame: their tokens are lost on the way to us, and workers give them up too."""
         self._link = False
         self._membership.go_blind()
-        commands: list[Command] = [event(now, "link_down", self.name, detail=reason), *self._give_up_attempts(now)]
-        for worker, breaker in self._breakers.items():
-            # What failed while our own link was silent was not the workers' fault.
-            commands += breaker_change(worker, breaker.pardon(), now)
-        return commands
+        given_up = self._give_up_attempts(now)
+        # What failed while our own link was silent was not the workers' fault.
+        return [event(now, "link_down", self.name, detail=reason), *given_up, *self._workforce.pardon(now)]
 
     def _give_up_attempts(self, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -289,7 +287,9 @@ class ControllerNode:
             return [event(now, "worker_incompatible", heartbeat.worker, detail=detail)] if stranger else []
         # Here and not at a wake-up: while all heartbeats come in time there may be none.
         self._guard.forget(now)
-        commands = self._changes(self._membership.heard(heartbeat, now), now)
+        changes = self._membership.heard(heartbeat, now)
+        self._workforce.changed(heartbeat.worker)
+        commands = self._changes(changes, now)
         self._sessions.told(heartbeat.worker, heartbeat.sessions, now)
         return commands
 
@@ -318,10 +318,10 @@ class ControllerNode:
             news.setdefault(entry.submit.client, []).append((entry.submit.submission, told))
         if chunk.finish is not None:
             self._service.completed(entry.submit.model, attempt, now)
-            state = self._breakers[attempt.worker].succeeded(attempt.id)
+            judged = self._workforce.succeeded(attempt, now)
             closed = self._close_attempt(entry, "completed", "", now)
             self._forget(entry)
-            return [*closed, *breaker_change(attempt.worker, state, now)]
+            return [*closed, *judged]
         if chunk.code is not None:
             return self._attempt_failed(entry, Code(chunk.code), now, told_by_worker=True)
         self._timeouts.arm(entry)
@@ -349,7 +349,7 @@ class ControllerNode:
             entry.excluded += (worker,)
         entry.last_code = code
         if TRAITS[code].blames_worker:
-            commands += breaker_change(worker, self._breakers[worker].failed(attempt.id, code, now), now)
+            commands += self._workforce.failed(attempt, code, now)
         if broken and not self._policy.stream.migration:
             return commands + self._end(entry, code, now)
         return commands + self._retry_or_end(entry, code, now)
@@ -456,7 +456,7 @@ class ControllerNode:
                 self._sessions.forget_worker(worker)
                 commands.append(event(now, "worker_forgotten", worker, detail=change.reason))
                 continue
-            self._workforce.joined(worker)
+            self._workforce.changed(worker)
             if change.joined:
                 incarnation = self._membership.members[worker].heartbeat.incarnation
                 commands.append(event(now, "worker_joined", worker, detail=f"incarnation {incarnation}"))

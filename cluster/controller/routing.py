@@ -40,7 +40,7 @@ def choose(
     allowed = [candidate for candidate in candidates if priority >= 0 or candidate.pressure == 0]
     if not allowed:
         return None
-    best = min(allowed, key=_rank)
+    best = min(allowed, key=rank)
     if policy.affinity and preferred is not None:
         for holder in allowed:
             if holder.worker == preferred and _may_keep(holder, best, policy.affinity_slack):
@@ -48,7 +48,8 @@ def choose(
     return best.worker
 
 
-def _rank(candidate: Candidate) -> tuple[bool, int, int, int]:
+def rank(candidate: Candidate) -> tuple[bool, int, int, int]:
+    """The smaller the better."""
     return candidate.pressure >= HARD, -candidate.warmth, candidate.pressure, candidate.load
 
 

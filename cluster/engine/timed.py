@@ -151,6 +151,7 @@ class TimedEngine:
         self._flush_s = flush_s
         self._models: dict[str, _Model] = {}
         self._kept: dict[int, _Kept] = {}
+        self._kept_tokens = 0
         self._commands: list[Command] = []
         self._events: list[Event] = []
         self._refused: list[SequenceProgress] = []
@@ -197,6 +198,7 @@ class TimedEngine:
         self._commands.clear()
         self._models.clear()
         self._kept.clear()
+        self._kept_tokens = 0
         return EngineDied(reason)
 
     def next_time(self) -> float | None:
@@ -253,7 +255,7 @@ class TimedEngine:
                     for model in self._models.values():
                         model.drop(number)
                 case DropCache(cache):
-                    self._kept.pop(cache, None)
+                    self._drop(cache)
                 case Load(name) if name in self._models:
                     self._events.append(self._loaded(name))
                 case Load(name):
@@ -279,7 +281,12 @@ class TimedEngine:
         if model is None:
             return
         self._refused += [SequenceProgress(item.number, (), (), "error") for item in model.sequences()]
-        self._kept = {number: kept for number, kept in self._kept.items() if kept.model != name}
+        for number in [number for number, kept in self._kept.items() if kept.model == name]:
+            self._drop(number)
+
+    def _drop(self, cache: int) -> None:
+        kept = self._kept.pop(cache, None)
+        self._kept_tokens -= len(kept.tokens) if kept is not None else 0
 
     def _end_load(self, name: str) -> None:
         self._loading = None
@@ -389,13 +396,14 @@ class TimedEngine:
         kept = 0
         if item.keep_as is not None:
             held = item.prompt + array("I", item.made)
+            self._drop(item.keep_as)
             self._kept[item.keep_as] = _Kept(model.name, held)
             kept = len(held)
+            self._kept_tokens += kept
         kept_bytes = kept * self.costs.kv_bytes_per_token
         return SequenceProgress(item.number, tokens, times_s, "length", cached, kept, kept_bytes)
 
     def _active_bytes(self) -> int:
         costs = self.costs
         running = sum(item.held_tokens for model in self._models.values() for item in model.sequences())
-        kept = sum(len(kept.tokens) for kept in self._kept.values())
-        return len(self._models) * costs.weights_bytes + (running + kept) * costs.kv_bytes_per_token
+        return len(self._models) * costs.weights_bytes + (running + self._kept_tokens) * costs.kv_bytes_per_token

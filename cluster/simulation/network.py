@@ -444,6 +444,8 @@ class Network:
         self.reasons: dict[int, str] = {}
         """Why the broker closed a connection, by its id, where it was the broker's own will."""
         self._subscribed: dict[str, Connection] = {}
+        self._controllers: dict[str, None] = {}
+        """Of those subscribed."""
         self._random = random
         self._cid = 0
 
@@ -465,6 +467,8 @@ class Network:
         connection = Connection(self._cid, link.node, self.kernel, self._random, self.travel_s)
         self.listed[self._cid] = connection
         self._subscribed[link.node] = connection
+        if link.controller:
+            self._controllers[link.node] = None
         return connection
 
     def connections(self, node: str) -> dict[int, int]:
@@ -477,6 +481,7 @@ class Network:
         self.listed.pop(connection.cid, None)
         if self._subscribed.get(node) is connection:
             del self._subscribed[node]
+            self._controllers.pop(node, None)
 
     def route(
         self, sender: Link, origin: Connection, to: str, event: Event, unheard: NoResponders | None = None
@@ -492,7 +497,6 @@ class Network:
         """The nodes whose subscriptions match: of a queue group one, chosen as the broker does, at random."""
         if to not in (CONTROLLERS, EVERY_CONTROLLER):
             return [to] if to in self._subscribed else []
-        controllers = [node for node in self._subscribed if self.links[node].controller]
-        if to == CONTROLLERS and len(controllers) > 1:
-            return [self._random.choice(controllers)]
-        return controllers
+        if to == CONTROLLERS and len(self._controllers) > 1:
+            return [self._random.choice(list(self._controllers))]
+        return list(self._controllers)

@@ -122,7 +122,7 @@ class Soak:
 
     def __init__(self) -> None:
         self.counting = Counting()
-        self.cluster = SimulatedCluster(POLICY, 3, CLIENTS, 1, lambda *_: self.counting, controllers=2)
+        self.cluster = SimulatedCluster(POLICY, WORKERS, CLIENTS, 1, lambda *_: self.counting, controllers=2)
         self.cluster.start()
         self.wait(2.0)
 
@@ -199,6 +199,8 @@ def test_what_is_cut_killed_and_frozen_under_way_leaves_nothing_either() -> None
     cluster.restart("controller-0")
     soak.wait(max(0.0, end_s - cluster.kernel.now))
     # A node that nobody asks any more forgets the last deadline's requests only when the next one comes. A controller
-    # that had served nobody before has learnt how long the one model takes.
-    soak.assert_at_base(base, BOUNDED | {"_guard": int(CLIENTS * DEADLINE_S / EVERY_S), "_service": 1})
+    # that had served nobody before has learnt how long the one model takes, and has ranked its workers.
+    learnt = {"_guard": int(CLIENTS * DEADLINE_S / EVERY_S), "_service": 1, "_groups": 1}
+    ranked = dict.fromkeys(("_present", "able", "trusted", "_member_of", "_distrusted"), WORKERS)
+    soak.assert_at_base(base, BOUNDED | learnt | ranked)
     assert sum(soak.counting.outcomes.values()) == soak.counting.asks
