@@ -10,9 +10,11 @@ import msgspec
 from analysis import closed_load
 from analysis.checkers import run_checkers
 from analysis.criterion import Criterion
+from analysis.episodes import episodes
 from analysis.facts import CannotJudge, counts, fault_windows, hit_every_worker, offered, worker_count
 from analysis.history import History, UnreadableError
 from analysis.metrics import METRICS, Measurement, UnknownMetricError, measure
+from analysis.recovery import fault_times
 from analysis.self_checks import self_checks
 from analysis.verdict import CriterionResult, FaultResult, InvariantResult, Outcome, Verdict, merge
 from analysis.whole_file import write_whole
@@ -52,6 +54,7 @@ def judge(history: History) -> Verdict:
         faults=_fault_results(history),
         suffered=lines.loc[lines["outcome"].isin(hurt), "request_id"].head(SUFFERED_MAX).tolist(),
         engine=history.info.engine,
+        episodes=episodes(history),
     )
 
 
@@ -315,6 +318,8 @@ def _denied(facts: object) -> bool:
 
 
 def _fault_results(history: History) -> list[FaultResult]:
+    times = {(each.name, each.injected_s): each for each in fault_times(history)}
+    found = [(row, times.get((row["name"], row["injected_s"]))) for row in history.faults.to_dict("records")]
     return [
         FaultResult(
             kind=row["kind"],
@@ -325,8 +330,13 @@ def _fault_results(history: History) -> list[FaultResult]:
             evidence=_evidence(row["evidence"]),
             # Runs of before it was recorded have none.
             states=[] if row["states"] is None else list(row["states"]),
+            name=row["name"],
+            predicted_s=None if noticed is None else noticed.predicted_s,
+            measured_s=None if noticed is None else noticed.detection_s,
+            tolerance_s=None if noticed is None or noticed.late is None else noticed.tolerance_s,
+            late=None if noticed is None else noticed.late,
         )
-        for row in history.faults.to_dict("records")
+        for row, noticed in found
     ]
 
 

@@ -149,18 +149,20 @@ def _tokens_per_s(history: History, phase: str | None, confidence: float) -> Mea
     return _rate(history, phase, confidence, parts["received_s"], parts["count"].astype(float))
 
 
-def _fault_time(read: Callable[[FaultTimes], float | None]) -> Callable[[History, str | None, float], Measurement]:
+def _fault_time(
+    read: Callable[[FaultTimes], float | None], known: Callable[[FaultTimes], bool] = lambda fault: True
+) -> Callable[[History, str | None, float], Measurement]:
     """The worst of the faults injected in the phase; None when it never happened for one of them.
 
-    A fault so soon followed by another that its own return could not be seen does not count.
+    known: a fault of which nobody can say, because the next one struck too soon, does not count.
     """
 
     def measure_fault_time(history: History, phase: str | None, confidence: float) -> Measurement:
         start_s, end_s = (-math.inf, math.inf) if phase is None else span(history, phase)
         inside = [fault for fault in fault_times(history) if start_s <= fault.injected_s < end_s]
-        times = [read(fault) for fault in inside if read(fault) is not None or not fault.followed]
-        known = [time_s for time_s in times if time_s is not None]
-        worst = max(known) if known and len(known) == len(times) else None
+        times = [read(fault) for fault in inside if known(fault)]
+        found = [time_s for time_s in times if time_s is not None]
+        worst = max(found) if found and len(found) == len(times) else None
         return Measurement(worst, None, worst, worst, len(times), "observed")
 
     return measure_fault_time
@@ -253,9 +255,13 @@ METRICS: dict[str, Metric] = {
     "throughput_requests_per_s": Metric("1/s", "higher", _requests_per_s, by_arm=True, per_time=True),
     "throughput_tokens_per_s": Metric("1/s", "higher", _tokens_per_s, by_arm=True, per_time=True),
     "dispatch_lag_p99_s": Metric("s", "lower", _dispatch_lag),
-    "detection_s": Metric("s", "lower", _fault_time(lambda fault: fault.detection_s)),
+    "detection_s": Metric(
+        "s", "lower", _fault_time(lambda fault: fault.detection_s, lambda fault: fault.detection_known)
+    ),
     "mitigation_s": Metric("s", "lower", _fault_time(lambda fault: fault.mitigation_s)),
-    "return_to_steady_s": Metric("s", "lower", _fault_time(lambda fault: fault.return_to_steady_s)),
+    "return_to_steady_s": Metric(
+        "s", "lower", _fault_time(lambda fault: fault.return_to_steady_s, lambda fault: not fault.not_judged)
+    ),
     "retry_amplification": Metric("attempts", "lower", _retry_amplification, by_arm=True),
     "lost_requests": Metric("requests", "lower", _lost_requests, by_arm=True),
     "first_attempt_success_rate": Metric("share", "higher", _first_attempts, by_arm=True),

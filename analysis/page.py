@@ -12,14 +12,12 @@ from analysis import canvas
 from analysis.facts import CannotJudge, finished, offered
 from analysis.history import History, Phase
 from analysis.metrics import measure
-from analysis.recovery import FaultTimes, fault_times
 from analysis.time_shares import time_shares
 from analysis.verdict import Counts, CriterionResult, Verdict
 
 SUFFERED_MAX = 50
 SHARES = ("share", "ratio")
 SLOWEST_MAX = 10
-RECOVERIES_MAX = 8
 TITLE_MAX = 140
 BARS_MAX = 16
 SHARE_MIN = 0.0005
@@ -34,23 +32,6 @@ HEADLINES = {
     "fail": "Refuted: an expectation was missed or an invariant was broken.",
     "inconclusive": "Not shown: what was recorded is too little to say.",
     "invalid": "Proves nothing: the run did not do what it claims.",
-}
-# In the order in which they happen after an injection.
-RECOVERY = {
-    "detection_s": ("Detection", "from the injection until the cluster noticed"),
-    "mitigation_s": ("Mitigation", "from the injection to the last dispatch wasted on a target"),
-    "return_to_steady_s": ("Return to steady state", "from the heal until the cluster was whole again"),
-}
-
-
-NOTICED = {
-    "attempt_failed": "an attempt failed",
-    "worker_suspected": "heartbeats were overdue",
-    "worker_dead": "heartbeats stayed away",
-    "breaker_opened": "its breaker opened",
-    "contact_lost": "a client heard nothing",
-    "link_down": "a link was lost",
-    "engine_died": "the engine ended",
 }
 
 
@@ -100,25 +81,6 @@ class RequestLine(msgspec.Struct, frozen=True):
     code: str
     tokens: int
     route: str
-
-
-class RecoveryStep(msgspec.Struct, frozen=True):
-    """One part of a recovery. share, limit_share: of the longest time in sight, for a bar with a mark at its limit."""
-
-    label: str
-    meaning: str
-    value: str
-    limit: str
-    share: float
-    limit_share: float | None
-
-
-class Recovery(msgspec.Struct, frozen=True):
-    """How the cluster took one fault: a sentence, and its parts."""
-
-    fault: str
-    explanation: str
-    steps: list[RecoveryStep]
 
 
 def phase_rows(history: History) -> list[PhaseRow]:
@@ -172,8 +134,8 @@ def _covers(window: canvas.Window, phase: Phase) -> bool:
     return phase.start_s <= window.start_s < phase.end_s
 
 
-def figures(counts: Counts, rows: list[PhaseRow], first: Recovery | None) -> list[Figure]:
-    """The numbers that a reader wants first: of the load, of the phase under fault, and of the first recovery."""
+def figures(counts: Counts, rows: list[PhaseRow]) -> list[Figure]:
+    """The numbers that a reader wants first: of the load, and of the phase under fault."""
     struck = next((row for row in rows if row.under_fault), None)
     before = [row for row in rows if struck is not None and row.start_s < struck.start_s]
     base = next((row for row in rows if row.name == "baseline"), before[-1] if before else None)
@@ -196,8 +158,7 @@ def figures(counts: Counts, rows: list[PhaseRow], first: Recovery | None) -> lis
         for label, of in (("Median latency", "p50_s"), ("95th percentile", "p95_s")):
             was = seconds(getattr(base, of)) if base is not None else "–"
             shown.append(Figure(label, seconds(getattr(struck, of)), f"in {struck.name}; before: {was}"))
-    steps = first.steps if first is not None else []
-    return shown + [Figure(step.label, step.value, step.limit) for step in steps]
+    return shown
 
 
 def calm_figures(rows: list[PhaseRow]) -> list[Figure]:
@@ -212,45 +173,6 @@ def calm_figures(rows: list[PhaseRow]) -> list[Figure]:
         Figure("Median latency", seconds(row.p50_s), place),
         Figure("95th percentile", seconds(row.p95_s), place),
     ]
-
-
-def recoveries(history: History) -> list[Recovery]:
-    """What each fault cost in time, beside the limits that the experiment set."""
-    found = fault_times(history)
-    limits = {metric: _limit(history, metric) for metric in RECOVERY}
-    known = [getattr(times, metric) for times in found for metric in RECOVERY]
-    longest = max([value for value in (*known, *limits.values()) if value is not None], default=0.0) or 1.0
-    return [
-        Recovery(
-            f"{times.kind} {', '.join(times.targets)}",
-            times.explanation(),
-            [_step(history, metric, times, limits[metric], longest) for metric in RECOVERY],
-        )
-        for times in found[:RECOVERIES_MAX]
-    ]
-
-
-def _step(history: History, metric: str, times: FaultTimes, limit_s: float | None, longest_s: float) -> RecoveryStep:
-    label, meaning = RECOVERY[metric]
-    value_s: float | None = getattr(times, metric)
-    if metric == "detection_s" and value_s is not None:
-        how = NOTICED.get(times.noticed_how, times.noticed_how.replace("_", " "))
-        meaning = f"from the injection until {times.noticed_by} noticed: {how}"
-    allowed = "no limit was set" if limit_s is None else f"limit ≤ {limit_s:g} s"
-    mark = None if limit_s is None else limit_s / longest_s
-    # A run that was cut does not know what came after.
-    value = seconds(value_s) if value_s is not None else "never" if history.info.complete else "unknown"
-    return RecoveryStep(label, meaning, value, allowed, (value_s or 0.0) / longest_s, mark)
-
-
-def _limit(history: History, metric: str) -> float | None:
-    """The upper limit that the experiment sets on a metric."""
-    expectations = history.experiment.get("expectations")
-    for asked in expectations.values() if isinstance(expectations, dict) else ():
-        if isinstance(asked, dict) and asked.get("metric") == metric:
-            most = asked.get("at_most")
-            return float(most) if isinstance(most, int | float) else None
-    return None
 
 
 def suffered(history: History, verdict: Verdict) -> list[RequestLine]:

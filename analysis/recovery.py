@@ -1,5 +1,6 @@
 """What a fault cost, in time: from injection to detection and mitigation, from heal to the steady state."""
 
+import contextlib
 import math
 
 import msgspec
@@ -7,10 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.facts import FaultWindow, QuietSpan, fault_windows, offered, quiet_spans
+from analysis.facts import (
+    CLOCK_TOLERANCE_S,
+    CannotJudge,
+    FaultWindow,
+    QuietSpan,
+    fault_windows,
+    offered,
+    quiet_spans,
+    recovery_limit_s,
+)
 from analysis.history import History
 from analysis.statistics import percentile
-from analysis.timeline import breakers, membership
+from analysis.timeline import breakers, controllers, membership, states_at
 
 FAILING_SHARE_MAX = 0.01
 WINDOW_S = 2.0
@@ -22,21 +32,28 @@ STEADY_RULE = (
     "and for 5 s p95 latency in every 2 s at most twice the baseline's, or 0.25 s above it"
 )
 _ABOUT_SUBJECT = ("worker_suspected", "worker_dead", "breaker_opened", "contact_lost", "link_down", "engine_died")
-_ABOUT_WRITER = ("link_down", "engine_died")
+_ABOUT_WRITER = ("link_down", "engine_died", "resubmitted")
 _DISTRUST = ("worker_suspected", "worker_dead", "breaker_opened")
+_ALREADY, _SHORT = "already_distrusted", "RESOURCE_LIMIT_EXCEEDED"
 
 
 class FaultTimes(msgspec.Struct, frozen=True):
-    """One injected fault. Durations in seconds; None where it never happened (in this history).
+    """One injected fault. Durations in seconds; None where it never happened (in the time that belongs to the fault:
+    until the injection of the next one that was not on with it, or the run's end).
 
     detection_s: from injection to the first sign that anyone had of it; noticed_by and noticed_how: who, and by what
-    kind of event (`attempt_failed`: a controller's attempt on a target).
+    kind of event (`attempt_failed`, `attempt_refused`: a controller's attempt on a target; `already_distrusted`: nobody
+    trusted its targets when it struck, so there was nothing to notice). predicted_s: when detection was due at the
+    latest, predicted_by: by what. late: whether that was exceeded by more than tolerance_s; None where nothing was due.
+    detection_known: False where the next fault came before anybody had to notice this one, and nobody had.
     mitigation_s: the longest time from a strike (the injection, or a repetition of it) to a dispatch that was wasted
     on a target before the controller first suspected it or opened its breaker, 0 without one (until the heal if it
     never did).
-    return_to_steady_s: from the heal (of the last fault that was on with this one), by STEADY_RULE. followed: the next
-    fault came before the run's end. predicted_s: when detection was due at the latest, predicted_by: by what.
-    at_risk: requests that were on a target when it struck, or were sent there before it was healed.
+    return_to_steady_s: from the heal (of the last fault that was on with this one), by STEADY_RULE. not_judged: why
+    nobody can say whether the steady state came back, empty where it is known. followed: the next fault came before the
+    run's end.
+    at_risk: requests that hung on a target when it struck or came to hang on it before it was healed: on a worker by
+    an attempt, on a client because it sent them, on the broker or the only controller always.
     """
 
     name: str
@@ -53,9 +70,28 @@ class FaultTimes(msgspec.Struct, frozen=True):
     predicted_s: float | None = None
     predicted_by: str = ""
     at_risk: int = 0
+    not_judged: str = ""
+    tolerance_s: float = CLOCK_TOLERANCE_S
+    late: bool | None = None
+    detection_known: bool = True
 
-    def explanation(self) -> str:
-        """The three times as a sentence."""
+    @property
+    def label(self) -> str:
+        """Kind and targets, for people."""
+        return f"{self.kind} {', '.join(self.targets)}"
+
+    def punctuality(self) -> str:
+        """Whether it was noticed when it was due, as a phrase; empty where nothing was due."""
+        if self.late is None or self.predicted_s is None:
+            return ""
+        if not self.late:
+            return f"in time (tolerance {self.tolerance_s:.2f} s)"
+        return "late: never" if self.detection_s is None else f"late by {self.detection_s - self.predicted_s:.2f} s"
+
+    def noticed(self) -> str:
+        """Who noticed it and when it was due, as a phrase."""
+        if self.noticed_how == _ALREADY:
+            return "its targets were distrusted already when it struck"
         noticed = (
             "nobody noticed it"
             if self.detection_s is None
@@ -63,22 +99,41 @@ class FaultTimes(msgspec.Struct, frozen=True):
         )
         if self.predicted_s is not None:
             noticed += f"; by its policy after {self.predicted_s:.2f} s at the latest ({self.predicted_by})"
-        steady = (
-            "the steady state never came back"
-            if self.return_to_steady_s is None
-            else f"the steady state was back {self.return_to_steady_s:.2f} s after the heal"
+        return f"{noticed}: {self.punctuality()}" if self.late is not None else noticed
+
+    def returned(self) -> str:
+        """When the steady state came back, as a phrase."""
+        if self.not_judged:
+            return f"the return to the steady state was not judged: {self.not_judged}"
+        if self.return_to_steady_s is None:
+            return "the steady state never came back"
+        return f"the steady state was back {self.return_to_steady_s:.2f} s after the heal"
+
+    def explanation(self) -> str:
+        """The three times as a sentence."""
+        many = "1 request was" if self.at_risk == 1 else f"{self.at_risk or 'no'} requests were"
+        risk = f"{many} at risk"
+        return (
+            f"{self.name}: {self.noticed()}; {risk}; work went to its targets for {self.mitigation_s:.2f} s; "
+            f"{self.returned()}"
         )
-        risk = f"{self.at_risk} requests were at risk" if self.at_risk else "no request was at risk"
-        return f"{self.name}: {noticed}; {risk}; work went to its targets for {self.mitigation_s:.2f} s; {steady}"
 
 
 def fault_times(history: History) -> list[FaultTimes]:
     """The times of every injected fault, by injection."""
+    windows, lines = fault_windows(history), offered(history)
     spans = {span.fault: span for span in quiet_spans(history)}
+    returns: dict[tuple[float, float], float | None] = {}
     times = []
-    for fault in fault_windows(history):
-        noticed = _first_notice(history, fault)
+    for fault in windows:
         span = spans.get(fault)
+        if span is not None and (span.start_s, span.end_s) not in returns:
+            returns[span.start_s, span.end_s] = _return_to_steady(history, span)
+        back_s = None if span is None else returns[span.start_s, span.end_s]
+        until_s = span.end_s if span is not None and span.followed else math.inf
+        noticed = _first_notice(history, fault, until_s)
+        detection_s = None if noticed is None else noticed[0] - fault.injected_s
+        tolerance_s = _tolerance_s(history, fault, noticed)
         times.append(
             FaultTimes(
                 name=fault.name,
@@ -86,34 +141,97 @@ def fault_times(history: History) -> list[FaultTimes]:
                 targets=fault.targets,
                 injected_s=fault.injected_s,
                 healed_s=None if math.isinf(fault.healed_s) else fault.healed_s,
-                detection_s=None if noticed is None else noticed[0] - fault.injected_s,
+                detection_s=detection_s,
                 noticed_by="" if noticed is None else noticed[1],
                 noticed_how="" if noticed is None else noticed[2],
                 mitigation_s=_mitigation(history, fault),
-                return_to_steady_s=None if span is None else _return_to_steady(history, span),
+                return_to_steady_s=back_s,
                 followed=span is not None and span.followed,
                 predicted_s=fault.predicted_s,
                 predicted_by=fault.predicted_by,
-                at_risk=_at_risk(history, fault),
+                at_risk=len(touched(history, fault, lines)),
+                not_judged="" if span is None or back_s is not None else _cut_off(history, span, windows),
+                tolerance_s=tolerance_s,
+                late=_late(history, fault, detection_s, tolerance_s),
+                detection_known=detection_s is not None or not _undecided(fault, until_s),
             )
         )
     return times
 
 
-def _first_notice(history: History, fault: FaultWindow) -> tuple[float, str, str] | None:
-    events = history.events[history.events["time_s"] >= fault.injected_s]
+def return_limit_s(history: History) -> float:
+    """How long a return may take by what the experiment says anywhere, infinite where it says nothing."""
+    asked = history.experiment.get("expectations")
+    limits = [
+        float(each["at_most"])
+        for each in (asked.values() if isinstance(asked, dict) else ())
+        if isinstance(each, dict) and each.get("metric") == "return_to_steady_s" and each.get("at_most") is not None
+    ]
+    with contextlib.suppress(CannotJudge):
+        limits.append(recovery_limit_s(history))
+    return max(limits, default=math.inf)
+
+
+def _cut_off(history: History, span: QuietSpan, windows: list[FaultWindow]) -> str:
+    """Why a return that was not seen may have come yet: the next fault struck before it was due. Else nothing."""
+    if not span.followed or span.end_s - span.start_s >= return_limit_s(history) + CALM_S:
+        return ""
+    following = next(window for window in windows if window.injected_s == span.end_s)
+    gap_s = span.end_s - span.start_s
+    return f"{following.kind} {', '.join(following.targets)} struck {gap_s:.2f} s after the heal"
+
+
+def _tolerance_s(history: History, fault: FaultWindow, noticed: tuple[float, str, str] | None) -> float:
+    """How far a measured detection may exceed its prediction and be in time: the bound of two nodes' clocks, within
+    which lie a message's travel and the injection's own command too, and the worst delay in that time of the loop
+    that noticed."""
+    if noticed is None:
+        return CLOCK_TOLERANCE_S
+    nodes = history.nodes
+    seen = nodes[(nodes["node"] == noticed[1]) & nodes["time_s"].between(fault.injected_s, noticed[0] + 1.0)]
+    lag_s = seen["loop_lag_s"].max()
+    return CLOCK_TOLERANCE_S + (0.0 if pd.isna(lag_s) else max(0.0, float(lag_s)))
+
+
+def _late(history: History, fault: FaultWindow, detection_s: float | None, tolerance_s: float) -> bool | None:
+    if fault.predicted_s is None:
+        return None
+    if detection_s is not None:
+        return detection_s > fault.predicted_s + tolerance_s
+    # What was gone before it had to be noticed need not be noticed, and of a run that was cut nobody knows.
+    if not history.info.complete or fault.healed_s < fault.injected_s + fault.predicted_s + tolerance_s:
+        return None
+    return True
+
+
+def _undecided(fault: FaultWindow, until_s: float) -> bool:
+    """Whether the next fault came before this one had to be noticed by anybody."""
+    return until_s < (math.inf if fault.predicted_s is None else fault.injected_s + fault.predicted_s)
+
+
+def _first_notice(history: History, fault: FaultWindow, until_s: float) -> tuple[float, str, str] | None:
+    """When, by whom and how, before until_s: what is noticed from then on is another fault."""
+    distrusting = _distrusting(history, fault)
+    if distrusting is not None:
+        return fault.injected_s, distrusting, _ALREADY
+    events = history.events[(history.events["time_s"] >= fault.injected_s) & (history.events["time_s"] < until_s)]
     subject = events["kind"].isin(_ABOUT_SUBJECT) & events["subject"].isin(fault.targets)
     writer = events["kind"].isin(_ABOUT_WRITER) & events["node"].isin(fault.targets)
     # Every node hangs on the broker: whoever loses its link has noticed.
     anyone = (events["kind"] == "link_down") & ("broker" in fault.targets)
     told = events.loc[subject | writer | anyone, ["time_s", "node", "kind"]]
+    # A worker that is short says so itself. What else it refuses, it may refuse at any time.
+    refused = (history.attempts["outcome"] == "refused") & (history.attempts["code"] == _SHORT)
+    refused &= _SHORT in fault.explains
     attempts = history.attempts[
         (history.attempts["side"] == "controller")
-        & (history.attempts["outcome"] == "failed")
+        & ((history.attempts["outcome"] == "failed") | refused)
         & history.attempts["worker"].isin(fault.targets)
         & (history.attempts["ended_s"] >= fault.injected_s)
+        & (history.attempts["ended_s"] < until_s)
     ]
-    failed = attempts[["ended_s", "node"]].rename(columns={"ended_s": "time_s"}).assign(kind="attempt_failed")
+    failed = attempts[["ended_s", "node"]].rename(columns={"ended_s": "time_s"})
+    failed = failed.assign(kind="attempt_" + attempts["outcome"])
     both = pd.concat([told, failed]).sort_values("time_s", kind="stable")
     if both.empty:
         return None
@@ -121,12 +239,29 @@ def _first_notice(history: History, fault: FaultWindow) -> tuple[float, str, str
     return float(first["time_s"]), str(first["node"]), str(first["kind"])
 
 
-def _at_risk(history: History, fault: FaultWindow) -> int:
-    attempts = history.attempts[
-        (history.attempts["side"] == "controller") & history.attempts["worker"].isin(fault.targets)
-    ]
-    open_then = attempts[(attempts["begun_s"] < fault.healed_s) & (attempts["ended_s"] > fault.injected_s)]
-    return int(open_then["request_id"].nunique())
+def _distrusting(history: History, fault: FaultWindow) -> str | None:
+    """A controller in whose eyes no target was fit for work a moment before; None if it had any to lose."""
+    before = history.events[history.events["time_s"] < fault.injected_s]
+    if not fault.targets or not set(fault.targets) <= set(before.loc[before["kind"].isin(_DISTRUST), "subject"]):
+        return None
+    known, broken = (states_at(read(before), math.inf) for read in (membership, breakers))
+    if any(known.get(name) == "ready" and broken.get(name, "closed") == "closed" for name in fault.targets):
+        return None
+    told = before[before["kind"].isin(_DISTRUST) & before["subject"].isin(fault.targets)]
+    return str(told.sort_values("time_s", kind="stable")["node"].iloc[-1])
+
+
+def touched(history: History, fault: FaultWindow, lines: pd.DataFrame) -> set[str]:
+    """The ids of the requests at risk, see FaultTimes. lines: as of `offered`."""
+    attempts = history.attempts[history.attempts["side"] == "controller"]
+    ends_s = lines["ended_s"].fillna(math.inf)
+    alive = lines[(lines["intended_s"] < fault.healed_s) & (ends_s > fault.injected_s)]
+    deciders = controllers(history.events)
+    if "broker" in fault.targets or (deciders and deciders <= set(fault.targets)):
+        return set(alive["request_id"])
+    on = attempts["worker"].isin(fault.targets) | attempts["node"].isin(fault.targets)
+    open_then = attempts[on & (attempts["begun_s"] < fault.healed_s) & (attempts["ended_s"] > fault.injected_s)]
+    return {*open_then["request_id"], *alive.loc[alive["node"].isin(fault.targets), "request_id"]}
 
 
 def _mitigation(history: History, fault: FaultWindow) -> float:
@@ -154,13 +289,18 @@ def _mitigation(history: History, fault: FaultWindow) -> float:
     return 0.0 if late_s.empty else float(late_s.max())
 
 
+def load_end_s(history: History, span: QuietSpan) -> float:
+    """Until when a quiet span holds load: what drains after the last phase says nothing about load."""
+    phases = [phase for phase in history.phases() if math.isfinite(phase.end_s)]
+    return min([span.end_s, *(phase.end_s for phase in phases[-1:])])
+
+
 def _return_to_steady(history: History, span: QuietSpan) -> float | None:
     whole_s = _whole_again(history, span)
     lines = offered(history)
     if not history.info.complete:
         lines = lines[lines["outcome"] != "in_flight"]
-    phases = [phase for phase in history.phases() if math.isfinite(phase.end_s)]
-    end_s = min([span.end_s, *(phase.end_s for phase in phases[-1:])])
+    end_s = load_end_s(history, span)
     lines = lines[(lines["outcome"] != "cancelled") & lines["intended_s"].between(span.start_s, end_s)]
     if whole_s is None or lines.empty:
         return None

@@ -16,9 +16,11 @@ from markupsafe import Markup
 
 from analysis import arms_view, canvas, page, plots, usage, whisker
 from analysis.advice import Advice, advise
+from analysis.episodes import episodes
 from analysis.history import History, UnreadableError, read_info
 from analysis.judge import SUFFERED_MAX, judge, write_verdict
 from analysis.reader import load_history
+from analysis.recovery_view import recovery_view
 from analysis.rendering import TEXT_MAX, html_template, markdown_template
 from analysis.salvage import salvage
 from analysis.time_shares import PARTS
@@ -72,7 +74,8 @@ class PerformanceReporter:
     @cached_property
     def _content(self) -> dict[str, object]:
         history, verdict = self._history, self._verdict
-        phases, recoveries = page.phase_rows(history), page.recoveries(history)
+        phases = page.phase_rows(history)
+        recovery = recovery_view(history, verdict.episodes or episodes(history))
         shares, ratios = page.share_bars(history), arms_view.ratio_rows(history, verdict)
         more = arms_view.ratio_figures(ratios)
         if not more and not verdict.faults:
@@ -95,9 +98,9 @@ class PerformanceReporter:
             "gain": arms_view.gain(history),
             "question": str(history.experiment.get("question") or "").strip(),
             "headline": page.HEADLINES[verdict.verdict],
-            "figures": [*page.figures(verdict.counts, phases, recoveries[0] if recoveries else None), *more],
+            "figures": [*page.figures(verdict.counts, phases), *(recovery.figures() if recovery else []), *more],
             "phases": phases,
-            "recoveries": recoveries,
+            "recovery": recovery,
             "suffered_max": SUFFERED_MAX,
             "suffered": page.suffered(history, verdict),
             "slowest": page.slowest(history),

@@ -69,7 +69,9 @@ class InvariantResult(msgspec.Struct, frozen=True):
 class FaultResult(msgspec.Struct, frozen=True):
     """One fault as it really happened, seconds since the run began. evidence: what proved it, and its heal.
 
-    states: what its targets and the controllers were in the midst of when it struck.
+    states: what its targets and the controllers were in the midst of when it struck. measured_s: from its injection to
+    the first sign that anybody had of it, predicted_s: when that was due at the latest by what the policy says, and
+    late: whether it was exceeded by more than tolerance_s; None where it never came, nothing was due, or both.
     """
 
     kind: str
@@ -79,6 +81,54 @@ class FaultResult(msgspec.Struct, frozen=True):
     healed_s: float | None
     evidence: dict[str, object]
     states: list[str] = []
+    name: str = ""
+    predicted_s: float | None = None
+    measured_s: float | None = None
+    tolerance_s: float | None = None
+    late: bool | None = None
+
+
+class EpisodeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Faults that were on together, from the first injection (began_s) to the last heal (healed_s, None without one),
+    and the time after it that belongs to them, which ends at until_s: with the load, or as the next fault strikes. All
+    three are seconds since the run began; labels: kind and targets of the faults.
+
+    steady, goodput: back, never, not_judged (the next fault struck too soon) or cannot_say, each with a phrase that
+    says so. The steady state is that of workers, breakers, failures and latency; goodput is the share of the requests
+    that completed in time. before: in the baseline phase, last: in the last part of the time until until_s; never means
+    that goodput stayed below the interval of the baseline's although no more was offered than there: metastable.
+
+    amplification_*: attempts begun per request begun; after: from the heal until the steady state was back. at_risk:
+    see FaultTimes; lost: of those, how many did not complete. wasted_*: of attempts begun from began_s until the steady
+    state was back: those that did not complete, and the tokens that nobody got.
+    """
+
+    faults: list[str]
+    labels: list[str]
+    began_s: float
+    healed_s: float | None
+    until_s: float
+    steady: str
+    return_to_steady_s: float | None
+    steady_text: str
+    goodput: str
+    goodput_back_s: float | None
+    goodput_text: str
+    goodput_before: float | None
+    goodput_before_interval: tuple[float, float] | None
+    goodput_during: float | None
+    goodput_last: float | None
+    load_before_per_s: float | None
+    load_during_per_s: float | None
+    load_last_per_s: float | None
+    amplification_before: float | None
+    amplification_during: float | None
+    amplification_after: float | None
+    amplification_last: float | None
+    at_risk: int
+    lost: int
+    wasted_attempts: int
+    wasted_tokens: int
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -109,6 +159,7 @@ class Verdict(msgspec.Struct, frozen=True):
     invariants: list[InvariantResult]
     faults: list[FaultResult]
     suffered: list[str] = []
+    episodes: list[EpisodeResult] = []
     engine: str = ""
 
     def setting(self) -> str:

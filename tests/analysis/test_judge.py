@@ -44,7 +44,10 @@ def test_a_verdict_is_written_and_read_back(tmp_path: Path) -> None:
     assert read_verdict(tmp_path) == verdict
     loaded = json.loads((tmp_path / "verdict.json").read_text())
     assert loaded["verdict"] == "pass"
-    assert set(loaded["faults"][0]) == {"kind", "target", "injected_s", "verified", "healed_s", "evidence", "states"}
+    assert set(loaded["faults"][0]) == {
+        *("kind", "target", "injected_s", "verified", "healed_s", "evidence", "states"),
+        *("name", "predicted_s", "measured_s", "tolerance_s", "late"),
+    }
     assert list(tmp_path.iterdir()) == [tmp_path / "verdict.json"]
     (tmp_path / "verdict.json").write_text("{}")
     with pytest.raises(UnreadableError, match="not a verdict"):
