@@ -61,7 +61,7 @@ class Director:
         planned: Callable[[LoadPlan], None] = lambda plan: None,
         rules: HouseRules | None = None,
     ) -> None:
-        """planned: told of the load before any of it is offered. rules: of the owner of the cluster, None: it is ours."""
+        """planned: told of the load before any of it is offered. rules: None where the cluster is ours."""
         self._world = world
         self._experiment = experiment
         self._seed = seed

@@ -111,8 +111,9 @@ class Injector:
     async def _carry_out(self, injection: "_Injection", due_s: float) -> None:
         """The life of one strike: wait, inject, prove, keep up, heal, prove."""
         world, spec, fault = self._world, injection.spec, injection.fault
+        refused = await self._ask_permission(injection, due_s)
         await world.sleep(due_s - world.now())
-        refused = await self._await_moment(injection)
+        refused = refused or await self._await_moment(injection)
         if refused is not None:
             self._notes.note(f"NOT INJECTED: {spec.kind} {injection.aim}: {refused}; the run will be invalid")
             injection.bite = Evidence(False, {"not_injected": refused})
