@@ -15,6 +15,8 @@ from tests.analysis.report_fixture import empty_history
 from tests.analysis.timed_run import add_samples, timed_run
 
 MIB = 2**20
+GROWTH_REQUESTS = 320
+LONGER = "phases.measure.duration_s=480"
 
 
 def _found(run: Run) -> dict[str, Advice]:
@@ -29,12 +31,26 @@ def _flapping(times: int, every_s: float) -> Run:
     return run
 
 
-def _growing(bytes_per_s: float, cache_bytes_per_s: float = 0.0) -> Run:
-    run = timed_run(requests=160)
+def _growing(
+    bytes_per_s: float, cache_bytes_per_s: float = 0.0, full_s: float = 1_000.0, *, emptied: bool = False
+) -> Run:
+    """A node whose process grows, and whose caches do until they are full, at the end of which they may be dropped."""
+    run = timed_run(requests=GROWTH_REQUESTS)
     add_samples(
         run,
         resident_bytes=lambda second: int(400 * MIB + bytes_per_s * second + 3 * MIB * (second % 7)),
-        cache_bytes=lambda second: int(cache_bytes_per_s * second),
+        cache_bytes=lambda second: 0 if emptied and second > 100 else int(cache_bytes_per_s * min(second, full_s)),
+    )
+    return run
+
+
+def _filling(full_s: float) -> Run:
+    """Caches fill up, and the process takes half as much again for them as they say of themselves."""
+    run = timed_run(requests=GROWTH_REQUESTS)
+    add_samples(
+        run,
+        resident_bytes=lambda second: int(400 * MIB + 1.5 * 4 * MIB * min(second, full_s)),
+        cache_bytes=lambda second: int(4 * MIB * min(second, full_s)),
     )
     return run
 
@@ -79,10 +95,11 @@ TRIGGERED: dict[str, tuple[str, Callable[[], Run], str]] = {
     "a slow tail": ("p95_latency", lambda: timed_run(queue=4, batch=7.5), "policy.worker.batch_max=16"),
     "a slow tail of decoding": ("p95_latency", lambda: timed_run(decode=4), "cluster.workers=3"),
     "a cluster that does not keep up": ("throughput", lambda: _served(0.5), "cluster.workers=3"),
-    "memory that grows with the caches": (
-        "memory_growth", lambda: _growing(2 * MIB, 1.9 * MIB), f"policy.memory.cache_bytes_max={256 * MIB}",
+    "memory that grows": ("memory_growth", lambda: _growing(2 * MIB), LONGER),
+    "memory that goes on growing when the caches are full": (
+        "memory_growth", lambda: _growing(2 * MIB, 4 * MIB, full_s=50), LONGER,
     ),
-    "memory that grows": ("memory_growth", lambda: _growing(2 * MIB), "phases.measure.duration_s=240"),
+    "memory that grows by far more than the caches": ("memory_growth", lambda: _growing(6 * MIB, 1 * MIB), LONGER),
     "a breaker that flaps": ("breaker_flapping", lambda: _flapping(3, 20.0), "policy.breaker.open_s=4"),
 }  # fmt: skip
 SILENT: dict[str, tuple[str, Callable[[], Run]]] = {
@@ -96,9 +113,30 @@ SILENT: dict[str, tuple[str, Callable[[], Run]]] = {
     "batching is off": ("throughput", lambda: _without_batching()),
     "memory that moves and does not grow": ("memory_growth", lambda: _growing(0)),
     "memory that hardly grows": ("memory_growth", lambda: _growing(0.1 * MIB)),
+    "memory that grows with the caches": ("memory_growth", lambda: _growing(2 * MIB, 1.9 * MIB)),
+    "caches that fill up and are full": ("memory_growth", lambda: _filling(90)),
+    "caches that still fill up when the run ends": ("memory_growth", lambda: _filling(1_000)),
+    "caches that are dropped while the process keeps what they took": (
+        "memory_growth",
+        lambda: _growing(0, 4 * MIB, emptied=True),
+    ),
+    "growth at first": ("memory_growth", lambda: _growing_at_first()),
+    "growth in a time too short to tell": ("memory_growth", lambda: _short()),
     "two trips": ("breaker_flapping", lambda: _flapping(2, 20.0)),
     "trips far apart": ("breaker_flapping", lambda: _flapping(5, 31.0)),
 }
+
+
+def _growing_at_first() -> Run:
+    run = timed_run(requests=GROWTH_REQUESTS)
+    add_samples(run, resident_bytes=lambda second: int(200 * MIB + 4 * MIB * min(second, 50) + MIB * (second % 7)))
+    return run
+
+
+def _short() -> Run:
+    run = timed_run(requests=160)
+    add_samples(run, resident_bytes=lambda second: int(400 * MIB + 4 * MIB * second))
+    return run
 
 
 def _without_batching() -> Run:
