@@ -34,7 +34,7 @@ KEPT_UP_SHARE = 0.95
 P95_MAX_S, REQUESTS_PER_S_MIN = 3.0, 20.0
 FLAPS, FLAP_WINDOW_S = 3, 60.0
 GROWTH_MIN_SHARE, GROWTH_MIN_S, GROWTH_SAMPLES_MIN, GROWTH_SAMPLES_MAX = 0.1, 60.0, 30, 300
-"""A process that begins to reuse what its caches let go of grows by some per cent, in pieces of odd sizes, and stops."""
+"""When full caches reuse what they let go of, in pieces of odd sizes, a process grows by some per cent more."""
 KEPT_FACTOR = 2.0
 """A process that keeps caches holds up to half as much again as their bytes; twice as much is explained by them."""
 FLUSH_MAX_S = 0.5
