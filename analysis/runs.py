@@ -15,16 +15,27 @@ from analysis.judge import read_verdict
 from analysis.verdict import CriterionResult
 
 RUNS_MAX = 5_000
+SLOT_FILE = "slot.json"
+"""In the folder above a run that a schedule has started: see Slot."""
 _DEPTH_MAX = 4
 _STALE_S = 15.0
 """A progress file that is older belongs to a run that was killed."""
 _STAMP = re.compile(r"^(\d{8}T\d{6})-")
 
 
+class Slot(msgspec.Struct, frozen=True):
+    """What a schedule writes of a slot. slot_s: its time, Unix."""
+
+    schedule: str
+    entry: str
+    slot_s: int
+
+
 class Listed(msgspec.Struct, frozen=True):
     """One run. path: below the folder, with slashes. verdict: empty while there is none. began: UTC, None: unknown.
 
-    criteria: by name. progress: what `progress.json` says, None when it does not run now.
+    criteria: by name. progress: what `progress.json` says, None when it does not run now. entry: of the schedule that
+    started it, as schedule/entry; empty when none did.
     """
 
     path: str
@@ -36,6 +47,7 @@ class Listed(msgspec.Struct, frozen=True):
     criteria: dict[str, CriterionResult]
     has_report: bool
     progress: dict[str, Any] | None
+    entry: str = ""
 
     @property
     def state(self) -> str:
@@ -51,11 +63,13 @@ class Filter(msgspec.Struct, frozen=True):
     experiment: str = ""
     world: str = ""
     state: str = ""
+    entry: str = ""
     words: str = ""
 
     def passes(self, run: Listed) -> bool:
         """Whether the run is to be shown."""
-        asked = ((self.experiment, run.info.experiment), (self.world, run.info.world), (self.state, run.state))
+        asked = [(self.experiment, run.info.experiment), (self.world, run.info.world), (self.state, run.state)]
+        asked.append((self.entry, run.entry))
         text = " ".join((run.path, run.model, run.reason, run.info.experiment)).lower()
         return all(wanted in ("", found) for wanted, found in asked) and all(
             word in text for word in self.words.lower().split()
@@ -122,6 +136,7 @@ class Shelf:
             criteria={each.name: each for each in verdict.criteria} if verdict is not None else {},
             has_report=stamps[2] > 0,
             progress=progress,
+            entry=_entry(folder),
         )
         self._known[path] = (stamps, run)
         return run
@@ -142,6 +157,14 @@ def _progress(folder: Path) -> dict[str, Any] | None:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _entry(folder: Path) -> str:
+    try:
+        slot = msgspec.json.decode((folder.parent / SLOT_FILE).read_bytes(), type=Slot)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return f"{slot.schedule}/{slot.entry}"
 
 
 def _model(folder: Path) -> str:

@@ -4,6 +4,7 @@ It only reads, and listens on loopback unless `--host` says otherwise.
 """
 
 import argparse
+import asyncio
 import ipaddress
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from analysis import trend
 from analysis.baselines import read_side
+from analysis.findings import findings
 from analysis.history import UnreadableError
 from analysis.regression import NotComparable, compare_sides
 from analysis.rendering import html_template
@@ -48,6 +50,7 @@ class Browser:
     """The pages about the runs below a folder."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._shelf = Shelf(root)
 
     def application(self, hosts: Sequence[str]) -> web.Application:
@@ -59,6 +62,7 @@ class Browser:
                 web.get("/compare", self.compare),
                 web.get("/trend", self.trend),
                 web.get("/live", self.live),
+                web.get("/findings", self.findings),
                 web.get("/runs/{path:.+}/{file}", self.file),
             ]
         )
@@ -73,6 +77,7 @@ class Browser:
             "experiment": sorted({run.info.experiment for run in runs}),
             "world": sorted({run.info.world for run in runs}),
             "state": sorted({run.state for run in runs}),
+            "entry": sorted({run.entry for run in runs if run.entry}),
         }
         return _page(
             "runs.html.j2", runs=passing[:SHOWN_MAX], found=len(passing), all=len(runs), wanted=wanted, choices=choices
@@ -105,11 +110,12 @@ class Browser:
     async def trend(self, request: web.Request) -> web.Response:
         """A criterion of an experiment over its runs."""
         experiment, criterion = request.query.get("experiment", ""), request.query.get("criterion", "")
-        world = request.query.get("world", "")
+        world, entry = request.query.get("world", ""), request.query.get("entry", "")
         runs = [
             run
             for run in reversed(self._shelf.runs())
             if run.info.experiment == experiment and world in ("", run.info.world) and run.criteria
+            and entry in ("", run.entry)
         ]
         # Checks of the runs themselves come last: what somebody looks for first is what the experiment asks.
         names = sorted({name for run in runs for name in run.criteria}, key=lambda name: ("self-check" in name, name))
@@ -117,14 +123,22 @@ class Browser:
             criterion = names[0]
         points = trend.points(runs, criterion)[-SHOWN_MAX:]
         return _page(
-            "trend.html.j2", experiment=experiment, world=world, criterion=criterion, names=names, points=points,
-            plots=trend.draw(points),
+            "trend.html.j2", experiment=experiment, world=world, entry=entry, criterion=criterion, names=names,
+            points=points, plots=trend.draw(points),
         )  # fmt: skip
 
     async def live(self, request: web.Request) -> web.Response:
         """What runs now."""
         running = [run for run in self._shelf.runs() if run.progress is not None]
         return _page("live.html.j2", running=running, every_s=LIVE_EVERY_S)
+
+    async def findings(self, request: web.Request) -> web.Response:
+        """What has failed over all runs, what to fix first on top."""
+        try:
+            found = await asyncio.to_thread(findings, self._root)
+        except UnreadableError as error:
+            raise web.HTTPInternalServerError(text=str(error)) from None
+        return _page("findings.html.j2", findings=found[:SHOWN_MAX])
 
     def _chosen(self, path: str) -> Listed:
         run = self._shelf.find(path)

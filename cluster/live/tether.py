@@ -1,4 +1,4 @@
-"""`python -m cluster.live.tether PROGRAM [ARGUMENT ...]`: the program lives no longer than whoever started this.
+"""`python -m cluster.live.tether [--patience SECONDS] PROGRAM [ARGUMENT ...]`: it lives no longer than who starts this.
 
 Ends the program when standard input closes, which also happens when the process at its other end is killed, and ends
 with the program's exit code when that ends by itself. Writes the program's pid on standard output first.
@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 
 _PATIENCE_S = 5.0
-"""How long the program has to end in an orderly way."""
+"""How long the program has to end in an orderly way, unless `--patience` says otherwise."""
 _LOOK_S = 0.2
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program in `arguments`."""
+    patience_s = _PATIENCE_S
+    if arguments[0] == "--patience":
+        patience_s, arguments = float(arguments[1]), arguments[2:]
     # What a terminal sends to all is for whoever started us to act on. Not SIG_IGN: the program would inherit it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: None)
@@ -31,15 +34,15 @@ def main(arguments: Sequence[str]) -> int:
         selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         while program.poll() is None:
             if selector.select(_LOOK_S) and not os.read(sys.stdin.fileno(), 4096):
-                return _end(program)
+                return _end(program, patience_s)
     code = program.returncode
     return code if code >= 0 else 128 - code
 
 
-def _end(program: "subprocess.Popen[bytes]") -> int:
+def _end(program: "subprocess.Popen[bytes]", patience_s: float) -> int:
     program.terminate()
     try:
-        program.wait(_PATIENCE_S)
+        program.wait(patience_s)
     except subprocess.TimeoutExpired:
         program.kill()
         program.wait()

@@ -1,0 +1,46 @@
+"""A whole scheduler in its process, at a hundred times the speed, killed -9 in the middle."""
+
+from pathlib import Path
+
+from chaos.scheduling.records import Ended, Started
+from tests.chaos.scheduling import stub_run
+from tests.chaos.scheduling.killed import MINUTES, Ten, changes, webhook
+
+SCHEDULE = """
+name: ten
+results: {results}
+notify: {{webhook_env: TEST_WEBHOOK}}
+entries:
+  one: {{experiment: network_partition, cron: "* * * * *", world: simulated, seed: slot, quarantine: false}}
+  two: {{experiment: slow_network, cron: "* * * * *", world: simulated, seed: slot, quarantine: false}}
+"""
+
+
+def test_ten_minutes_with_a_kill_in_the_middle_are_accounted_for_slot_by_slot(tmp_path: Path) -> None:
+    (tmp_path / "schedule.yaml").write_text(SCHEDULE.format(results=tmp_path / "results"))
+    with webhook() as hook:
+        ten = Ten(tmp_path, 100.0, stub_run.__file__, hook.url)
+        try:
+            ten.start()
+            # Killed while a run goes on, whatever the machine's speed.
+            assert ten.until(lambda: ten.minute() > MINUTES / 2 and _running(ten), 60), ten.lines
+            ten.kill()
+            alive_before = _running(ten)
+            ten.start()
+            assert ten.until(lambda: ten.minute() > MINUTES + 1 and not _running(ten), 60), ten.lines
+            assert ten.until(lambda: len(hook.posted) >= len(changes(ten.records())), 10), ten.lines
+            assert ten.stop() == 0, ten.lines
+            assert not ten.problems(hook.posted), ten.lines
+            assert alive_before, "the kill hit no run, so it proved nothing"
+            ends = [each for each in ten.records() if isinstance(each, Ended)]
+            assert sum(each.outcome == "ran" for each in ends) >= 4, ten.figures()
+            assert len(changes(ten.records())) >= 2
+        finally:
+            ten.family.end()
+    assert not ten.family.alive()
+
+
+def _running(ten: Ten) -> bool:
+    records = ten.records()
+    starts = {(each.entry, each.slot_s) for each in records if isinstance(each, Started)}
+    return bool(starts - {(each.entry, each.slot_s) for each in records if isinstance(each, Ended)})
