@@ -21,6 +21,7 @@ REQUESTS_MIN = 20
 """Of fewer requests, before the fault or in the last part of the time after it, nothing is said."""
 LAST_S = 10.0
 """The last part of the time after a heal: so much of it, and half of it at most."""
+LAST_MIN_S = 0.5
 LOAD_SLACK = 0.1
 """A load that is so much above the baseline's is still normal."""
 _CONFIDENCE = 0.95
@@ -111,8 +112,10 @@ def baseline_span(history: History) -> tuple[float, float]:
 
 
 def last_part(history: History, span: QuietSpan) -> tuple[float, float]:
-    """Start and end of the last part of a quiet span, seconds since the run began."""
+    """Start and end of the last part of a quiet span, seconds since the run began; empty where it would be a moment."""
     end_s = max(span.start_s, load_end_s(history, span))
+    if end_s - span.start_s < 2 * LAST_MIN_S:
+        return end_s, end_s
     return end_s - min(LAST_S, (end_s - span.start_s) / 2), end_s
 
 

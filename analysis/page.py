@@ -136,8 +136,10 @@ def _covers(window: canvas.Window, phase: Phase) -> bool:
 
 def figures(counts: Counts, rows: list[PhaseRow]) -> list[Figure]:
     """The numbers that a reader wants first: of the load, and of the phase under fault."""
-    struck = next((row for row in rows if row.under_fault), None)
-    before = [row for row in rows if struck is not None and row.start_s < struck.start_s]
+    hit = [row for row in rows if row.under_fault]
+    # Of several the one in which most went wrong: the first may be the harmless one.
+    struck = min(hit, key=lambda row: 1.0 if row.success is None else row.success, default=None)
+    before = [row for row in rows if hit and row.start_s < hit[0].start_s]
     base = next((row for row in rows if row.name == "baseline"), before[-1] if before else None)
     bad = [
         f"{count:,} {name}"
@@ -153,7 +155,7 @@ def figures(counts: Counts, rows: list[PhaseRow]) -> list[Figure]:
     ]
     if struck is not None:
         lost = struck.offered - struck.completed - struck.cancelled
-        note = f"{lost:,} of {struck.offered:,} lost"
+        note = f"{lost:,} of {struck.offered:,} lost" + ("; the worst phase" if len(hit) > 1 else "")
         shown.append(Figure(f"Success in {struck.name}", percent(struck.success), note))
         for label, of in (("Median latency", "p50_s"), ("95th percentile", "p95_s")):
             was = seconds(getattr(base, of)) if base is not None else "–"

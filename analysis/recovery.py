@@ -34,6 +34,7 @@ STEADY_RULE = (
 _ABOUT_SUBJECT = ("worker_suspected", "worker_dead", "breaker_opened", "contact_lost", "link_down", "engine_died")
 _ABOUT_WRITER = ("link_down", "engine_died", "resubmitted")
 _DISTRUST = ("worker_suspected", "worker_dead", "breaker_opened")
+_TARGETS_SHOWN = 3
 _ALREADY, _SHORT = "already_distrusted", "RESOURCE_LIMIT_EXCEEDED"
 
 
@@ -45,7 +46,7 @@ class FaultTimes(msgspec.Struct, frozen=True):
     kind of event (`attempt_failed`, `attempt_refused`: a controller's attempt on a target; `already_distrusted`: nobody
     trusted its targets when it struck, so there was nothing to notice). predicted_s: when detection was due at the
     latest, predicted_by: by what. late: whether that was exceeded by more than tolerance_s; None where nothing was due.
-    detection_known: False where the next fault came before anybody had to notice this one, and nobody had.
+    detection_known: False where there was nothing to notice, or the next fault came before anybody had to and had.
     mitigation_s: the longest time from a strike (the injection, or a repetition of it) to a dispatch that was wasted
     on a target before the controller first suspected it or opened its breaker, 0 without one (until the heal if it
     never did).
@@ -78,7 +79,7 @@ class FaultTimes(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         """Kind and targets, for people."""
-        return f"{self.kind} {', '.join(self.targets)}"
+        return _label(self.kind, self.targets)
 
     def punctuality(self) -> str:
         """Whether it was noticed when it was due, as a phrase; empty where nothing was due."""
@@ -131,7 +132,8 @@ def fault_times(history: History) -> list[FaultTimes]:
             returns[span.start_s, span.end_s] = _return_to_steady(history, span)
         back_s = None if span is None else returns[span.start_s, span.end_s]
         until_s = span.end_s if span is not None and span.followed else math.inf
-        noticed = _first_notice(history, fault, until_s)
+        distrusting = _distrusting(history, fault)
+        noticed = None if distrusting else _first_notice(history, fault, until_s)
         detection_s = None if noticed is None else noticed[0] - fault.injected_s
         tolerance_s = _tolerance_s(history, fault, noticed)
         times.append(
@@ -142,8 +144,8 @@ def fault_times(history: History) -> list[FaultTimes]:
                 injected_s=fault.injected_s,
                 healed_s=None if math.isinf(fault.healed_s) else fault.healed_s,
                 detection_s=detection_s,
-                noticed_by="" if noticed is None else noticed[1],
-                noticed_how="" if noticed is None else noticed[2],
+                noticed_by=distrusting or ("" if noticed is None else noticed[1]),
+                noticed_how=_ALREADY if distrusting else "" if noticed is None else noticed[2],
                 mitigation_s=_mitigation(history, fault),
                 return_to_steady_s=back_s,
                 followed=span is not None and span.followed,
@@ -152,8 +154,8 @@ def fault_times(history: History) -> list[FaultTimes]:
                 at_risk=len(touched(history, fault, lines)),
                 not_judged="" if span is None or back_s is not None else _cut_off(history, span, windows),
                 tolerance_s=tolerance_s,
-                late=_late(history, fault, detection_s, tolerance_s),
-                detection_known=detection_s is not None or not _undecided(fault, until_s),
+                late=None if distrusting else _late(history, fault, detection_s, tolerance_s),
+                detection_known=detection_s is not None or not (distrusting or _undecided(fault, until_s)),
             )
         )
     return times
@@ -178,7 +180,13 @@ def _cut_off(history: History, span: QuietSpan, windows: list[FaultWindow]) -> s
         return ""
     following = next(window for window in windows if window.injected_s == span.end_s)
     gap_s = span.end_s - span.start_s
-    return f"{following.kind} {', '.join(following.targets)} struck {gap_s:.2f} s after the heal"
+    return f"{_label(following.kind, following.targets)} struck {gap_s:.2f} s after the heal"
+
+
+def _label(kind: str, targets: tuple[str, ...]) -> str:
+    if len(targets) <= _TARGETS_SHOWN:
+        return f"{kind} {', '.join(targets)}"
+    return f"{kind} {', '.join(targets[: _TARGETS_SHOWN - 1])} and {len(targets) - _TARGETS_SHOWN + 1} more"
 
 
 def _tolerance_s(history: History, fault: FaultWindow, noticed: tuple[float, str, str] | None) -> float:
@@ -211,9 +219,6 @@ def _undecided(fault: FaultWindow, until_s: float) -> bool:
 
 def _first_notice(history: History, fault: FaultWindow, until_s: float) -> tuple[float, str, str] | None:
     """When, by whom and how, before until_s: what is noticed from then on is another fault."""
-    distrusting = _distrusting(history, fault)
-    if distrusting is not None:
-        return fault.injected_s, distrusting, _ALREADY
     events = history.events[(history.events["time_s"] >= fault.injected_s) & (history.events["time_s"] < until_s)]
     subject = events["kind"].isin(_ABOUT_SUBJECT) & events["subject"].isin(fault.targets)
     writer = events["kind"].isin(_ABOUT_WRITER) & events["node"].isin(fault.targets)

@@ -12,6 +12,7 @@ from analysis.verdict import EpisodeResult, Outcome
 
 ROWS_MAX = 12
 """Faults, and episodes, that a report lists; `verdict.json` has them all."""
+_NAMES_MAX = 6
 NOTICED = {
     "already_distrusted": "its targets were distrusted already",
     "attempt_failed": "an attempt failed",
@@ -24,7 +25,7 @@ NOTICED = {
     "link_down": "a link was lost",
     "engine_died": "the engine ended",
 }
-_GOODPUT = {
+_RETURNS = {
     "back": (Outcome.PASS, "back"),
     "never": (Outcome.FAIL, "not back"),
     "not_judged": (Outcome.INCONCLUSIVE, "not judged"),
@@ -62,14 +63,20 @@ class FaultLine(msgspec.Struct, frozen=True):
 
 
 class EpisodeLine(msgspec.Struct, frozen=True):
-    """One episode for a table. steady, goodput: a mark and a word; the rest are values and what to compare with."""
+    """One episode for a table. steady, goodput: the whole phrase; *_tag: a mark and its first words, *_why: its rest.
 
+    shares, attempts_then, load_then: what to compare with.
+    """
+
+    name: str
     label: str
     when: str
-    steady: tuple[Outcome, str]
-    steady_text: str
-    goodput: tuple[Outcome, str]
-    goodput_text: str
+    steady: str
+    steady_tag: tuple[Outcome, str]
+    steady_why: str
+    goodput: str
+    goodput_tag: tuple[Outcome, str]
+    goodput_why: str
     shares: str
     attempts: str
     attempts_then: str
@@ -136,10 +143,10 @@ def _steps(history: History, times: list[FaultTimes]) -> list[RecoveryStep]:
         # A run that was cut does not know what came after.
         value = seconds(value_s) if value_s is not None else "never" if complete else "unknown"
         note = asked
-        if len(times) > 1:
-            note += f"; worst of {len(judged)}: {worst.name} ({worst.label})"
-            left = len(times) - len(judged)
-            note += f"; {left} not judged" if left else ""
+        if len({getattr(each, metric) for each in judged}) > 1 or len(judged) < len(times):
+            note += f"; worst: {worst.name} ({worst.label.replace('_', ' ')})"
+        left = len(times) - len(judged)
+        note += f"; {left} of {len(times)} not judged" if left else ""
         return RecoveryStep(label, meaning(worst), value, note, (value_s or 0.0) / longest, mark)
 
     noticed = any(each.detection_s is not None for each in times)
@@ -158,7 +165,7 @@ def _steps(history: History, times: list[FaultTimes]) -> list[RecoveryStep]:
                     or not noticed
                 )
             ),
-            lambda each: "the next fault struck before anybody had to notice",
+            lambda each: "there was nothing to notice, or the next fault struck too soon",
         ),
         step(
             "mitigation_s",
@@ -202,7 +209,9 @@ def _fault_line(times: FaultTimes, complete: bool) -> FaultLine:
     how = NOTICED.get(times.noticed_how, times.noticed_how.replace("_", " "))
     if times.detection_s is not None:
         noticed = seconds(times.detection_s)
-        noticed_how = how if times.noticed_how == "already_distrusted" else f"by {times.noticed_by}: {how}"
+        noticed_how = f"by {times.noticed_by}: {how}"
+    elif times.noticed_how == "already_distrusted":
+        noticed, noticed_how = "–", how
     elif not times.detection_known:
         soon = "the next fault struck before anybody had to"
         noticed, noticed_how = "–", "by nobody" if times.predicted_s is None else f"not judged: {soon}"
@@ -221,26 +230,46 @@ def _fault_line(times: FaultTimes, complete: bool) -> FaultLine:
 def _episode_line(episode: EpisodeResult) -> EpisodeLine:
     healed = "never healed" if episode.healed_s is None else f"to {episode.healed_s:.2f} s"
     span = episode.goodput_before_interval
+    steady_tag, steady_why = _tagged(episode.steady, episode.steady_text)
+    goodput_tag, goodput_why = _tagged(episode.goodput, episode.goodput_text)
     usual = "" if span is None else f" ({percent(span[0])} to {percent(span[1])})"
     return EpisodeLine(
-        label="; ".join(episode.labels),
+        name=_some(episode.faults, ", "),
+        label=_some(episode.labels, "; "),
         when=f"{episode.began_s:.2f} s {healed}",
-        steady=_GOODPUT[episode.steady],
-        steady_text=episode.steady_text,
-        goodput=_GOODPUT[episode.goodput],
-        goodput_text=episode.goodput_text,
+        steady=episode.steady_text,
+        steady_tag=steady_tag,
+        steady_why=steady_why,
+        goodput=episode.goodput_text,
+        goodput_tag=goodput_tag,
+        # Said once beside it.
+        goodput_why="" if goodput_why == steady_why else goodput_why,
         shares=f"before {percent(episode.goodput_before)}{usual}, under fault {percent(episode.goodput_during)}, "
         f"at last {percent(episode.goodput_last)}",
-        attempts=f"{_number(episode.amplification_during)} under fault",
+        attempts=_number(episode.amplification_during),
         attempts_then=f"before {_number(episode.amplification_before)}, until back "
         f"{_number(episode.amplification_after)}, at last {_number(episode.amplification_last)}",
-        load=f"{_number(episode.load_during_per_s, 1)} /s under fault",
+        load=f"{_number(episode.load_during_per_s, 1)} /s",
         load_then=f"before {_number(episode.load_before_per_s, 1)}, at last {_number(episode.load_last_per_s, 1)}",
         at_risk=episode.at_risk,
         lost=episode.lost,
         wasted_attempts=episode.wasted_attempts,
         wasted_tokens=episode.wasted_tokens,
     )
+
+
+def _some(names: Sequence[str], between: str) -> str:
+    left = len(names) - _NAMES_MAX
+    return between.join(names[:_NAMES_MAX]) + (f" and {left} more" if left > 0 else "")
+
+
+def _tagged(state: str, text: str) -> tuple[tuple[Outcome, str], str]:
+    """A phrase as a mark with its first words, and the reason after them."""
+    outcome, words = _RETURNS[state]
+    if state == "back":
+        return (outcome, text), ""
+    why = text.removeprefix(words).removeprefix(":").strip()
+    return (outcome, words), why[1:-1] if why.startswith("(") and why.endswith(")") else why
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -9,9 +9,10 @@ from analysis.episodes import episodes
 from analysis.facts import CLOCK_TOLERANCE_S
 from analysis.judge import judge
 from analysis.metrics import measure
+from analysis.page import Figure, PhaseRow, figures
 from analysis.recovery import fault_times
 from analysis.recovery_view import recovery_view
-from analysis.verdict import EpisodeResult
+from analysis.verdict import Counts, EpisodeResult
 from tests.analysis.histories import EXPERIMENT, HEALED_S, INJECTED_S, INTERVAL_S, PHASES, Run, clean_run
 from tests.analysis.test_checkers import fail, fresh, request
 
@@ -125,6 +126,7 @@ def test_a_fault_40_ms_after_a_heal_says_so_and_nobody_says_never() -> None:
     assert second.not_judged == ""
     before, after = episodes(run.history())
     assert before.steady == before.goodput == "not_judged"
+    assert before.goodput_last is before.load_last_per_s is before.amplification_last is None
     assert before.goodput_text == "not judged: partition worker-1 struck 0.04 s after the heal"
     assert after.steady == after.goodput == "back"
     assert measure(run.history(), "return_to_steady_s").samples == 1
@@ -160,8 +162,9 @@ def test_a_fault_on_whom_nobody_trusts_has_nothing_to_be_noticed() -> None:
     run = fresh()
     strike(run, 12.0, 13.0, targets=["worker-0"], predicted_detection_s=0.1, predicted_by="x")
     _, second = fault_times(run.history())
-    assert (second.detection_s, second.noticed_how, second.late) == (0.0, "already_distrusted", False)
+    assert (second.detection_s, second.noticed_how, second.late) == (None, "already_distrusted", None)
     assert "distrusted already" in second.explanation()
+    assert measure(run.history(), "detection_s").samples == 1
 
 
 def test_goodput_that_stays_low_under_a_normal_load_is_called_metastable() -> None:
@@ -274,9 +277,9 @@ def test_key_figures_show_the_worst_fault_and_name_it() -> None:
     assert view is not None
     detection, _, back = view.figures()
     assert detection.value == "1.50 s"
-    assert detection.note == "limit ≤ 3 s; worst of 2: again (partition worker-1)"
+    assert detection.note == "limit ≤ 3 s; worst: again (partition worker-1)"
     assert back.value == "6.20 s"
-    assert "worst of 2: cut (partition worker-0)" in back.note
+    assert "worst: cut (partition worker-0)" in back.note
 
 
 def test_a_fault_that_never_came_back_is_the_worst_and_one_not_judged_is_not() -> None:
@@ -285,12 +288,21 @@ def test_a_fault_that_never_came_back_is_the_worst_and_one_not_judged_is_not() -
     history = run.history()
     view = recovery_view(history, episodes(history))
     assert view is not None
-    assert view.figures()[2].note.endswith("worst of 1: again (partition worker-1); 1 not judged")
+    assert view.figures()[2].note.endswith("worst: again (partition worker-1); 1 of 2 not judged")
     run.drop(run.find("events", kind="breaker_closed")[0])
     history = run.history()
     view = recovery_view(history, episodes(history))
     assert view is not None
     assert view.figures()[2].value == "never"
+
+
+def test_of_several_phases_under_fault_the_worst_is_shown() -> None:
+    calm = PhaseRow("baseline", 0.0, 8.0, 100, 100, 0, 0, 0, 0, 1.0, 0.1, 0.2, False)
+    first = msgspec.structs.replace(calm, name="one short", start_s=8.0, under_fault=True)
+    second = msgspec.structs.replace(first, name="all short", start_s=16.0, completed=60, refused=40, success=0.6)
+    shown = figures(Counts(offered=300, completed=260, refused=40), [calm, first, second])
+    assert shown[2] == Figure("Success in all short", "60.0 %", "40 of 100 lost; the worst phase")
+    assert figures(Counts(offered=200, completed=200), [calm, first])[2].note == "0 of 100 lost"
 
 
 def test_a_run_that_was_cut_does_not_know_what_came_after() -> None:

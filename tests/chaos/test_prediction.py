@@ -58,4 +58,5 @@ def test_what_is_measured_keeps_what_was_predicted(tmp_path: Path, mode: str, ta
     assert times.predicted_s is not None
     assert times.detection_s is not None
     assert times.detection_s <= times.predicted_s + TRAVEL_S
+    assert times.late is False
     assert "by its policy after" in times.explanation()
