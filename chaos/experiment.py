@@ -35,7 +35,9 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class ClusterSpec(_Section, frozen=True):
     """Which cluster to bring up. Ports: 0 means any free one. toxiproxy_url: one that runs already.
 
-    hosts: over how many hosts the nodes are spread, see Experiment.host_of. Live each is a Ray node of its own.
+    hosts: over how many hosts the nodes are spread, see Experiment.host_of. Live each is a Ray node of its own: of the
+    cluster that --address joins, or else started on this machine. placement: of workers on hosts, `spread` in turn or
+    `pack` so that those with neighbouring numbers are together.
     engine: of live workers: `mlx` computes, `timed` computes nothing and takes the time that `costs` say, as every
     simulated worker does. A run with it says of itself that it measured no model.
     """
@@ -43,6 +45,7 @@ class ClusterSpec(_Section, frozen=True):
     workers: Positive = 3
     controllers: Positive = 1
     hosts: Annotated[int, msgspec.Meta(ge=1, le=HOSTS_MAX)] = 1
+    placement: Literal["spread", "pack"] = "spread"
     model: str = "tiny"
     engine: Literal["mlx", "timed"] = "mlx"
     costs: StepCosts = StepCosts()
@@ -175,9 +178,18 @@ class Experiment(_Section, frozen=True):
         return [f"host-{number}" for number in range(self.cluster.hosts)]
 
     def host_of(self, node: str) -> str:
-        """Where a node is: worker-i on host-(i mod cluster.hosts); on host-0 controllers and clients, which judge."""
+        """Where a node is; controllers and clients, which judge, are on host-0.
+
+        Spread, worker-i is on host-(i mod cluster.hosts). Packed, each host has the next part of them, as equal in size
+        as can be.
+        """
         role, _, number = node.partition("-")
-        return f"host-{int(number) % self.cluster.hosts}" if role == "worker" else "host-0"
+        if role != "worker":
+            return "host-0"
+        cluster = self.cluster
+        if cluster.placement == "pack":
+            return f"host-{int(number) * cluster.hosts // cluster.workers}"
+        return f"host-{int(number) % cluster.hosts}"
 
     def nodes_on(self, host: str) -> tuple[str, ...]:
         """The nodes of a host."""

@@ -129,9 +129,9 @@ class ResultsDirectory:
         self._write("error.txt", text)
         return self.path / "error.txt"
 
-    def merge(self, origin_s: float) -> list[str]:
-        """All tables from the raw rows; notes about what is missing."""
-        return merge(self.raw, self.path, origin_s, {}, leave_out=PROBE_PREFIX).notes()
+    def merge(self, origin_s: float, clocks_ahead_s: dict[str, float] | None = None) -> list[str]:
+        """All tables from the raw rows; notes about what is missing. clocks_ahead_s: see analysis.merge."""
+        return merge(self.raw, self.path, origin_s, clocks_ahead_s or {}, leave_out=PROBE_PREFIX).notes()
 
     def judge(self, environment: dict[str, object]) -> Verdict:
         """`verdict.json` and the reports, from what is in the directory and nothing else."""

@@ -107,6 +107,12 @@ def prepare_ray(address: str | None) -> None:
     if address is None:
         # Unless it believes that the host is alone, it listens on every interface.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    else:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+        # Ray enables it by itself only in a cluster that it starts.
+        named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+        if named or (Path.home() / ".ray" / "auth_token").exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     # That a process or a host died is what experiments are about: the report tells it better than Ray.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|has been marked dead")
 
@@ -138,7 +144,7 @@ def _execute(
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
         director = Director(live, experiment, seed, progress, results.write_plan)
-        session = _Session(live, director, results, progress, lambda: live.interrupted)
+        session = _Session(live, director, results, progress, lambda: live.interrupted, live.clocks_ahead_s)
         asyncio.run(live.guarded(session.whole()))
     return session.ended_by
 
@@ -153,8 +159,13 @@ class _Session:
         results: ResultsDirectory,
         progress: PublishedProgress,
         interrupted: Callable[[], bool] = lambda: False,
+        clocks_ahead_s: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells."""
+        """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells.
+
+        clocks_ahead_s: of nodes that stamp their rows by other clocks than the world's, how far those are ahead.
+        """
+        self._clocks_ahead_s = clocks_ahead_s
         self._world = world
         self._director = director
         self._results = results
@@ -193,7 +204,7 @@ class _Session:
         left = await world.stop()
         for line in left or ():
             self._progress.note(f"LEFT BEHIND: {line}")
-        notes = results.merge(world.origin_s)
+        notes = results.merge(world.origin_s, self._clocks_ahead_s())
         environment = results.write_environment(world.environment())
         if director.complete and not self._interrupted():
             self._progress.phase("reference completions")

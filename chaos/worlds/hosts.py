@@ -10,8 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,14 +22,18 @@ from chaos.experiment import Experiment
 from chaos.keeper import KeeperError
 from chaos.worlds.processes import Processes
 from chaos.worlds.servers import Servers
+from chaos.worlds.trees import kill_tree, runs
 from chaos.worlds.world import HandleError, HostState, InfrastructureError, Life
+from cluster.live.actors import Place
+
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a function in a thread that a world waits for before it ends things."""
 
 HEAD = "host-0"
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 _JOIN_S = 30.0
 _GONE_S = 5.0
 _POLL_S = 0.05
-_ROUNDS_MAX = 10
 PLACES = 10_000
 """How many actors fit on a host by its own resource; not what limits them."""
 
@@ -59,12 +64,12 @@ class RayHost:
         self._stopped = False
 
     @property
-    def place(self) -> dict[str, float]:
-        """The resources that put an actor here.
+    def place(self) -> Place:
+        """What puts an actor here.
 
         Each life of the host has a resource of its own: Ray believes for many seconds that a killed host is there.
         """
-        return {self._resource: 1}
+        return Place({self._resource: 1})
 
     @property
     def _resource(self) -> str:
@@ -98,7 +103,7 @@ class RayHost:
 
     async def kill(self) -> None:
         """See Host."""
-        if self._root is None or not _runs(self._root):
+        if self._root is None or not runs(self._root):
             raise HandleError(f"{self._name}: its Ray node is gone, SIGKILL reaches nobody")
         self._servers.ended_by_fault.add(self._name)
         for node in self.nodes:
@@ -123,11 +128,11 @@ class RayHost:
     async def inspect(self) -> HostState:
         """See Host."""
         assert self._root is not None
-        runs = _runs(self._root)
-        left = [process for process in (self._tree() if runs else self._killed) if _runs(process)]
+        running = runs(self._root)
+        left = [process for process in (self._tree() if running else self._killed) if runs(process)]
         scheduler = await asyncio.to_thread(_told_by_ray, self._id)
         return HostState(
-            life=Life.RUNS if runs else Life.IS_GONE, pid=self._root.pid, processes=len(left), scheduler=scheduler
+            life=Life.RUNS if running else Life.IS_GONE, pid=self._root.pid, processes=len(left), scheduler=scheduler
         )
 
     def stop(self) -> None:
@@ -148,7 +153,7 @@ class RayHost:
                 return
             self._killed += kill_tree(self._root)
             ends_s = time.monotonic() + _GONE_S
-            while still := [process.pid for process in self._killed if _runs(process)]:
+            while still := [process.pid for process in self._killed if runs(process)]:
                 if time.monotonic() > ends_s:
                     raise HandleError(f"{self._name}: processes {still} survived SIGKILL for {_GONE_S:g} s")
                 time.sleep(_POLL_S)
@@ -179,18 +184,58 @@ class RayHosts:
     def __getitem__(self, name: str) -> RayHost:
         return self._hosts[name]
 
-    def place(self, node: str) -> Mapping[str, float]:
-        """The resources that put a node's actor where it belongs."""
+    def place(self, node: str) -> Place:
+        """What puts a node's actor where it belongs."""
         host = self._experiment.host_of(node)
-        return self._hosts[host].place if host in self._hosts else head_place(self._experiment)
+        return self._hosts[host].place if host in self._hosts else Place(head_resources(self._experiment))
 
-    def start(self) -> None:
-        """Start all but the head, side by side. Blocks. Raises InfrastructureError."""
-        self._each(RayHost.start)
+    def choose(self) -> None:
+        """Nobody is to be chosen: all of them are started."""
 
-    def stop(self) -> None:
-        """End all but the head for good. Blocks for bounded times."""
-        self._each(RayHost.stop)
+    async def start(self, in_thread: InThread) -> None:
+        """Start all but the head, side by side. Raises InfrastructureError."""
+        await in_thread(self._each, RayHost.start)
+
+    async def stop(self) -> list[str]:
+        """End all but the head for good; what is left of them is looked for where we are."""
+        await asyncio.to_thread(self._each, RayHost.stop)
+        return []
+
+    def workers_beside(self, node: str) -> int:
+        """How many workers share the memory of a node's machine."""
+        return self._experiment.cluster.workers
+
+    def agent_place(self) -> Place:
+        """Where the agent of this machine is."""
+        return Place(head_resources(self._experiment))
+
+    def elsewhere(self, node: str) -> None:
+        """Everybody is on this machine."""
+
+    def rows(self, node: str) -> None:
+        """Nobody has rows where we have none."""
+
+    def variables(self, node: str) -> None:
+        """Nobody needs others than here."""
+
+    def clock_ahead_s(self, node: str) -> float:
+        """A machine has one clock."""
+        return 0.0
+
+    def clocks_ahead_s(self) -> dict[str, float]:
+        """A machine has one clock."""
+        return {}
+
+    def check(self) -> None:
+        """Their keeper is asked by others."""
+
+    async def fetch(self, raw: Path) -> list[str]:
+        """All rows are here."""
+        return []
+
+    def describe(self) -> dict[str, object]:
+        """For `environment.json`."""
+        return {"hosts": 1, "ray_nodes": self._experiment.cluster.hosts}
 
     def _each(self, work: Callable[[RayHost], None]) -> None:
         if self._hosts:
@@ -198,38 +243,9 @@ class RayHosts:
                 list(pool.map(work, self._hosts.values()))
 
 
-def head_place(experiment: Experiment, amount: float = 1.0) -> dict[str, float]:
+def head_resources(experiment: Experiment, amount: float = 1.0) -> dict[str, float]:
     """What keeps an actor on the runner's own host, or how much of it there is; nothing where there is no other."""
     return {HEAD: amount} if experiment.cluster.hosts > 1 else {}
-
-
-def kill_tree(root: psutil.Process) -> list[psutil.Process]:
-    """SIGKILL a process and all below it, and return them.
-
-    They are stopped first: what is being born while others die would lose its parent, and not be found any more.
-    """
-    members: dict[int, psutil.Process] = {}
-    for _ in range(_ROUNDS_MAX):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found = [process for process in (root, *root.children(recursive=True)) if process.pid not in members]
-            for process in found:
-                members[process.pid] = process
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.suspend()
-            if found:
-                continue
-        break
-    for process in members.values():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    return list(members.values())
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _chosen_by_ray() -> dict[str, str]:

@@ -26,11 +26,14 @@ from chaos.worlds.brokers import BrokerProcess
 from chaos.worlds.clocks import LiveClock
 from chaos.worlds.computing import computing
 from chaos.worlds.engines import LiveEngine
-from chaos.worlds.hosts import PLACES, RayHost, RayHosts, head_place
+from chaos.worlds.hosts import RayHost, RayHosts
+from chaos.worlds.joined import JoinedHosts
+from chaos.worlds.joined_host import JoinedHost
 from chaos.worlds.messages import meddled_nodes
 from chaos.worlds.processes import ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.proxied_messages import ProxiedMessages
+from chaos.worlds.ray_session import join_ray, start_ray
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import ECHO_S, HandleError, InfrastructureError, Member, snapshot
 from cluster.live.actors import NodeActor, node_actor
@@ -79,8 +82,11 @@ class LiveWorld:
             seed,
         )
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._processes = Processes(self._new_actor, head_place(experiment))
-        self._hosts = RayHosts(experiment, self._servers, self._processes, lambda node: self.process(node).restart())
+        self._processes = Processes(
+            self._new_actor, lambda: self._hosts.agent_place(), lambda node: self._hosts.elsewhere(node)
+        )
+        parts = (experiment, self._servers, self._processes, lambda node: self.process(node).restart())
+        self._hosts: RayHosts | JoinedHosts = RayHosts(*parts) if address is None else JoinedHosts(*parts, run_id)
         self._handles: dict[str, ActorProcess] = {}
         self._broker: BrokerProcess | None = None
         self._links: dict[str, ProxiedLink] = {}
@@ -144,12 +150,16 @@ class LiveWorld:
         self.exact_tokens = self._computing.exact_tokens
         # Whatever makes a start impossible is better said before Ray has been started for nothing.
         await self._in_thread(self._servers.check, cluster.toxiproxy_url, cluster.toxiproxy_port)
-        await asyncio.gather(
-            self._in_thread(self._servers.start, cluster.toxiproxy_url, cluster.toxiproxy_port),
-            self._in_thread(self._start_ray),
-        )
+        servers = (self._servers.start, cluster.toxiproxy_url, cluster.toxiproxy_port)
+        if self._address is None:
+            await asyncio.gather(self._in_thread(*servers), self._in_thread(start_ray, self._experiment))
+        else:
+            # What other hosts have to reach is known when it is known which they are.
+            await self._in_thread(join_ray, self._address)
+            await self._in_thread(self._hosts.choose)
+            await self._in_thread(*servers)
         self._record_processes()
-        await self._in_thread(self._hosts.start)
+        await self._hosts.start(self._in_thread)
         self._record_processes()
         await self._start_actors()
         self._record_processes()
@@ -198,7 +208,7 @@ class LiveWorld:
             )
         return self._handles[node]
 
-    def host(self, name: str) -> RayHost:
+    def host(self, name: str) -> RayHost | JoinedHost:
         """See World."""
         return self._hosts[name]
 
@@ -211,7 +221,7 @@ class LiveWorld:
     def node_clock(self, node: str) -> LiveClock:
         """See World."""
         if node not in self._clocks:
-            self._clocks[node] = LiveClock(node, self._processes, self.process(node))
+            self._clocks[node] = LiveClock(node, self._processes, self.process(node), self._hosts.clock_ahead_s)
         return self._clocks[node]
 
     def broker(self) -> BrokerProcess:
@@ -276,6 +286,7 @@ class LiveWorld:
     async def look(self) -> Snapshot:
         """See World. Raises InfrastructureError when a node of ours has ended by itself."""
         await asyncio.to_thread(self._servers.check_alive)
+        self._hosts.check()
         standings = await self._standings()
         standing = total([part for part, _ in standings])
         looks = await self._looks()
@@ -284,6 +295,10 @@ class LiveWorld:
                 raise InfrastructureError(f"{node}: {look.failure}")
         asked = [looks[name].workers for name in self._controllers if name in looks]
         return snapshot(self.now(), standing, asked[0] if asked else {})
+
+    def clocks_ahead_s(self) -> dict[str, float]:
+        """How far the clock by which each node stamps its rows is ahead of ours, where it is not ours."""
+        return self._hosts.clocks_ahead_s()
 
     def record(self, row: Row) -> None:
         """See World."""
@@ -303,8 +318,7 @@ class LiveWorld:
             **({LIMITS: self._client_limits} if self._client_limits else {}),
             "toxiproxy": self._servers.flavour,
             "ray": self._address or "started by the run on this host",
-            "hosts": 1,
-            "ray_nodes": self._experiment.cluster.hosts,
+            **self._hosts.describe(),
         }
 
     async def references(self, prompts: dict[str, tuple[tuple[Token, ...], int]]) -> dict[str, list[Token]]:
@@ -321,10 +335,11 @@ class LiveWorld:
         # Work in threads cannot be cancelled: wait for it, or it would start things after we have ended them.
         await asyncio.gather(*self._blockers, return_exceptions=True)
         await self._processes.stop()
-        await asyncio.to_thread(self._hosts.stop)
+        left = await self._hosts.fetch(self._raw)
+        left += await self._hosts.stop()
         if ray.is_initialized():
             await asyncio.to_thread(ray.shutdown)
-        left = await asyncio.to_thread(self._servers.stop)
+        left += await asyncio.to_thread(self._servers.stop)
         self._director.close()
         return list(dict.fromkeys([*left, *await asyncio.to_thread(left_behind, self._run_id, _GONE_S)]))
 
@@ -336,22 +351,6 @@ class LiveWorld:
         finally:
             if future.done():
                 self._blockers.remove(future)
-
-    def _start_ray(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Its warnings are about our way of starting it, and nothing that a user can act on.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        if self._address is None:
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            options |= {"num_cpus": max(2, os.cpu_count() or 2), "resources": head_place(self._experiment, PLACES)}
-        elif self._experiment.cluster.hosts > 1:
-            raise InfrastructureError("--address: cluster.hosts above 1 is for hosts that the run starts by itself")
-        try:
-            ray.init(address=self._address, **options)
-        except (ConnectionError, RayError, RuntimeError, TimeoutError, ValueError) as error:
-            where = self._address or "on this host"
-            raise InfrastructureError(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
 
     async def _start_actors(self) -> None:
         limit_s = self._experiment.cluster.start_limit_s
@@ -369,15 +368,16 @@ class LiveWorld:
             name=node,
             url=self._servers.url(node),
             policy=self._experiment.policy_of(node),
-            raw=str(self._raw),
+            raw=self._hosts.rows(node) or str(self._raw),
             models=(ModelOffer(cluster.model),),
             seed=self._seed,
-            workers_on_host=cluster.workers,
+            workers_on_host=self._hosts.workers_beside(node),
             clock_ahead_s=self._clocks[node].ahead_s if node in self._clocks else 0.0,
             incarnation_min=self._processes.incarnation(node) + 1,
             costs=self._computing.costs,
         )
-        environment = self._computing.preload() if role == "worker" else {}
+        variables = self._hosts.variables(node)
+        environment = (self._computing.preload() if variables is None else variables) if role == "worker" else {}
         kind = GeneratorActor if role == "client" else NodeActor
         actor = node_actor(spec, environment, kind, self._hosts.place(node))
         if node in self._engines:

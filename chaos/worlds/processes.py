@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import psutil
 import ray
@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from chaos.undo import FrozenEntry, UndoError, UndoLog
 from chaos.worlds.world import HandleError, Life, ProcessState
-from cluster.live.actors import agent_actor
+from cluster.live.actors import Place, agent_actor
 from cluster.live.host import NodeLook
 from cluster.live.nats import LinkFacts
 
@@ -27,13 +27,44 @@ _FROZEN_ANSWER_S = 0.5
 _AGENT = "host-0"
 
 
+class Elsewhere(Protocol):
+    """The processes of another host, which only somebody there can see and signal. Every method may raise HandleError.
+
+    What is said of a process there is said by its pid on that host.
+    """
+
+    async def send(self, pid: int, name: str) -> bool:
+        """Send a signal such as SIGSTOP; whether the process was there."""
+
+    async def status(self, pid: int) -> str | None:
+        """See `status`."""
+
+    async def note_frozen(self, pid: int, node: str, ttl_s: float) -> str:
+        """Write down there that a node is about to be frozen, so that it goes on after `ttl_s`; the entry's id."""
+
+    async def note_thawed(self, entry: str) -> None:
+        """Write down there that it goes on."""
+
+    async def watch(self, pids: Sequence[int]) -> None:
+        """Whose memory to add up there."""
+
+
 class Processes:
     """The actors by node. What a fault has taken away is known here, so that nobody waits for its answer."""
 
-    def __init__(self, make: Callable[[str], Any], agent_place: Mapping[str, float] | None = None) -> None:
-        """make: a new actor for a node's name, not started yet. agent_place: resources that say where the agent is."""
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        agent_place: Callable[[], Place] = Place,
+        elsewhere: Callable[[str], Elsewhere | None] = lambda node: None,
+    ) -> None:
+        """make: a new actor for a node's name, not started yet. agent_place: where the agent of this host is.
+
+        elsewhere: who sees the processes of a node on another host; None for one on this host.
+        """
         self._make = make
-        self._agent_place = agent_place or {}
+        self._agent_place = agent_place
+        self.elsewhere = elsewhere
         self._actors: dict[str, Any] = {}
         self._pids: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
@@ -42,7 +73,7 @@ class Processes:
 
     async def start(self, nodes: Sequence[str], raw: str, limit_s: float) -> None:
         """Make every actor, then start its node; their imports run side by side. Raises TimeoutError and RayError."""
-        self._agent = agent_actor(_AGENT, raw, self._agent_place)
+        self._agent = agent_actor(_AGENT, raw, self._agent_place())
         for node in nodes:
             self._actors[node] = self._make(node)
         starts = [self._actors[node].start.remote(_LINK_S) for node in nodes]
@@ -68,17 +99,20 @@ class Processes:
         except RayError as error:
             raise HandleError(f"{node}: {cause(error)}") from error
 
-    async def signal(self, node: str, name: str, reached: Callable[[int], bool]) -> None:
-        """Send a signal to the node's process and wait until `reached` says of its pid that it has acted."""
-        pid = self._pids[node]
+    async def signal(self, node: str, name: str, reached: Callable[[str | None], bool]) -> None:
+        """Send a signal to the node's process and wait until `reached` says of its status that it has acted."""
+        pid, elsewhere = self._pids[node], self.elsewhere(node)
         try:
-            there = await asyncio.wait_for(self._agent.send_signal.remote(pid, name), CALL_S)
+            if elsewhere is None:
+                there = await asyncio.wait_for(self._agent.send_signal.remote(pid, name), CALL_S)
+            else:
+                there = await elsewhere.send(pid, name)
         except (TimeoutError, RayError) as error:
             raise HandleError(f"{node}: the host's agent sends no {name}: {cause(error)}") from error
-        if not there and not reached(pid):
+        if not there and not reached(await self.status(node)):
             raise HandleError(f"{node}: its process {pid} is gone, {name} reaches nobody")
         end_s = time.monotonic() + _SIGNAL_S
-        while not reached(pid):
+        while not reached(await self.status(node)):
             if time.monotonic() > end_s:
                 raise HandleError(f"{node}: its process {pid} has not acted on {name} within {_SIGNAL_S:g} s")
             await asyncio.sleep(_POLL_S)
@@ -95,6 +129,11 @@ class Processes:
         """Of the node's present process."""
         return self._pids[node]
 
+    async def status(self, node: str) -> str | None:
+        """What the system of the node's host says of its present process. Raises HandleError."""
+        elsewhere = self.elsewhere(node)
+        return status(self._pids[node]) if elsewhere is None else await elsewhere.status(self._pids[node])
+
     def took_away(self, node: str) -> None:
         """The node answers nobody until `came_back`."""
         self._away.add(node)
@@ -109,9 +148,9 @@ class Processes:
         if node not in self._away:
             with contextlib.suppress(HandleError):
                 await self.call(node, "stop", limit_s=_STOP_S)
-        if status(self._pids[node]) == psutil.STATUS_STOPPED:
+        if await self.status(node) == psutil.STATUS_STOPPED:
             # Ray asks a process to end, and this one does not hear it.
-            await self.signal(node, "SIGKILL", lambda pid: status(pid) is None)
+            await self.signal(node, "SIGKILL", lambda said: said is None)
         ray.kill(old)
         self._actors[node] = self._make(node)
         # Imports take seconds on a busy host, and nothing of ours ends them.
@@ -126,7 +165,7 @@ class Processes:
         await self.call(node, "stop", limit_s=_STOP_S)
         ray.kill(self._actors[node])
         end_s = time.monotonic() + _STOP_S
-        while status(self._pids[node]) is not None:
+        while await self.status(node) is not None:
             if time.monotonic() > end_s:
                 raise HandleError(f"{node}: its process {self._pids[node]} has not ended within {_STOP_S:g} s")
             await asyncio.sleep(_POLL_S)
@@ -143,8 +182,12 @@ class Processes:
         self._actors.clear()
 
     async def _watch(self) -> None:
-        with contextlib.suppress(RayError):
-            await self._agent.watch.remote(list(self._pids.values()))
+        pids: dict[Elsewhere | None, list[int]] = {}
+        for node, pid in self._pids.items():
+            pids.setdefault(self.elsewhere(node), []).append(pid)
+        with contextlib.suppress(RayError, HandleError):
+            for elsewhere, those in pids.items():
+                await (self._agent.watch.remote(those) if elsewhere is None else elsewhere.watch(those))
 
 
 class ActorProcess:
@@ -169,29 +212,26 @@ class ActorProcess:
     async def kill(self) -> None:
         """See Process."""
         self._processes.took_away(self._node)
-        await self._processes.signal(self._node, "SIGKILL", lambda pid: status(pid) is None)
+        await self._processes.signal(self._node, "SIGKILL", lambda said: said is None)
 
     async def freeze(self, ttl_s: float) -> None:
         """See Process. When the undo log cannot be written, nothing is frozen."""
-        pid = self._processes.pid(self._node)
-        try:
-            entry = FrozenEntry(
-                pid=pid,
-                created_s=psutil.Process(pid).create_time(),
-                name=self._node,
-                expires_unix_s=time.time() + ttl_s,
-            )
-            self._frozen = self._undo.add(entry)
-        except (UndoError, psutil.Error) as error:
-            raise HandleError(f"{self._node}: {error}") from error
+        pid, elsewhere = self._processes.pid(self._node), self._processes.elsewhere(self._node)
+        if elsewhere is not None:
+            self._frozen = await elsewhere.note_frozen(pid, self._node, ttl_s)
+        else:
+            try:
+                self._frozen = note_frozen(self._undo, pid, self._node, ttl_s)
+            except (UndoError, psutil.Error) as error:
+                raise HandleError(f"{self._node}: {error}") from error
         self._processes.took_away(self._node)
-        await self._processes.signal(self._node, "SIGSTOP", lambda pid: status(pid) == psutil.STATUS_STOPPED)
+        await self._processes.signal(self._node, "SIGSTOP", lambda said: said == psutil.STATUS_STOPPED)
 
     async def thaw(self) -> None:
         """See Process."""
-        await self._processes.signal(self._node, "SIGCONT", lambda pid: status(pid) != psutil.STATUS_STOPPED)
+        await self._processes.signal(self._node, "SIGCONT", lambda said: said != psutil.STATUS_STOPPED)
         self._processes.came_back(self._node)
-        self._undone()
+        await self._undone()
 
     async def drain(self, limit_s: float) -> bool:
         """See Process."""
@@ -205,17 +245,17 @@ class ActorProcess:
     async def restart(self) -> None:
         """See Process."""
         await self._processes.replace(self._node)
-        self._undone()
+        await self._undone()
         await asyncio.to_thread(self._started)
 
     async def alive(self) -> bool:
         """See Process."""
-        return status(self._processes.pid(self._node)) not in (None, psutil.STATUS_STOPPED)
+        return await self._processes.status(self._node) not in (None, psutil.STATUS_STOPPED)
 
     async def inspect(self) -> ProcessState:
         """See Process."""
         pid = self._processes.pid(self._node)
-        said = status(pid)
+        said = await self._processes.status(self._node)
         life = Life.IS_GONE if said is None else Life.STANDS_STILL if said == psutil.STATUS_STOPPED else Life.RUNS
         look: object = None
         link: object = None
@@ -232,13 +272,24 @@ class ActorProcess:
             connections=await asyncio.to_thread(self._listed, self._node),
         )
 
-    def _undone(self) -> None:
-        if self._frozen is not None:
+    async def _undone(self) -> None:
+        if self._frozen is None:
+            return
+        elsewhere = self._processes.elsewhere(self._node)
+        if elsewhere is not None:
+            await elsewhere.note_thawed(self._frozen)
+        else:
             try:
                 self._undo.done(self._frozen)
             except UndoError as error:
                 raise HandleError(f"{self._node}: {error}") from error
-            self._frozen = None
+        self._frozen = None
+
+
+def note_frozen(undo: UndoLog, pid: int, node: str, ttl_s: float) -> str:
+    """Write down that a process is about to be frozen, and return the entry's id. Raises UndoError and psutil.Error."""
+    created_s = psutil.Process(pid).create_time()
+    return undo.add(FrozenEntry(pid=pid, created_s=created_s, name=node, expires_unix_s=time.time() + ttl_s))
 
 
 def status(pid: int) -> str | None:

@@ -7,7 +7,7 @@ concerned: it knows what a message is. Where no real one can be had, it does eve
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chaos.keeper import Keeper, KeeperError
@@ -64,6 +64,14 @@ class Servers:
         self.flavour = ""
         self.proxies: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
+        self._outer: tuple[str, frozenset[str]] = (_HOST, frozenset())
+
+    def reach(self, address: str, nodes: Iterable[str]) -> None:
+        """Let the proxies of these nodes, which are on other hosts, listen on an address of ours that they reach.
+
+        Nothing else does: the broker, Toxiproxy's API and the proxies of our own nodes stay on loopback.
+        """
+        self._outer = (address, frozenset(nodes))
 
     def check(self, toxiproxy_url: str | None, toxiproxy_port: int) -> None:
         """Whether the servers can be had and their ports are free. Raises InfrastructureError. Starts nothing."""
@@ -181,7 +189,8 @@ class Servers:
             if shared:
                 undo.add(ProxyEntry(api_url=api.url, proxy=name))
             upstream = self._message_hop(node, name, api) if node in self._meddled else self.broker.address
-            state = api.create_proxy(name, f"{_HOST}:0", upstream)
+            address, outer = self._outer
+            state = api.create_proxy(name, f"{address if node in outer else _HOST}:0", upstream)
             self.proxies[node] = name
             self._addresses[node] = state.listen
 

@@ -1,10 +1,17 @@
 """Ray actors around the processes of a live cluster. The only file of this package that imports ray."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
+import msgspec
 import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.engine.impairment import Impairment
 from cluster.engine.meter import EngineState
@@ -15,7 +22,11 @@ from cluster.live.paced import PacedEngine
 from cluster.node import Event
 from cluster.policy import Policy
 
-_CPUS = 0.01
+_HEAD = "node:__internal_head__"
+T = TypeVar("T")
+RAY_ERRORS = (RayError,)
+"""What awaiting something of Ray's raises."""
+CPUS = 0.01
 """Of Ray's bookkeeping, not of the machine: a small machine must be able to host every actor."""
 
 
@@ -101,25 +112,110 @@ class NodeActor:
         return self._engine
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where an actor has to be.
+
+    resources: what it asks for of Ray; it can only be where they are. ray_node: Ray's id of the host where it has to
+    be, empty where the resources say it. group: of a reservation of resources, of which it takes from bundle `bundle`.
+    environment: variables that its process needs there. shares_code: whether what we import from is there as well.
+    """
+
+    resources: dict[str, float] = {}
+    ray_node: str = ""
+    group: PlacementGroup | None = None
+    bundle: int = 0
+    environment: dict[str, str] = {}
+    shares_code: bool = True
+
+
 def node_actor(
-    spec: NodeSpec,
-    environment: Mapping[str, str],
-    kind: type[NodeActor] = NodeActor,
-    place: Mapping[str, float] | None = None,
+    spec: NodeSpec, environment: Mapping[str, str], kind: type[NodeActor] = NodeActor, place: Place | None = None
 ) -> Any:
     """A handle of a new actor that hosts the node of `spec`, with these variables set before its process starts.
 
-    place: Ray resources that only the host has on which it has to be; None: wherever Ray likes.
+    place: None is wherever Ray likes.
     """
-    return _remote(kind, environment, place).remote(spec)
+    return _remote(kind, environment, place or Place()).remote(spec)
 
 
-def agent_actor(name: str, raw: str, place: Mapping[str, float] | None = None) -> Any:
+def agent_actor(name: str, raw: str, place: Place | None = None, kind: type[HostAgent] = HostAgent) -> Any:
     """A handle of a new host agent. place: as for node_actor."""
-    return _remote(HostAgent, {}, place).remote(name, raw)
+    return _remote(kind, {}, place or Place()).remote(name, raw)
 
 
-def _remote(kind: type, environment: Mapping[str, str], place: Mapping[str, float] | None) -> Any:
-    runtime = {"env_vars": {**environment, "PYTHONPATH": ":".join(path for path in sys.path if path)}}
-    options = {"num_cpus": _CPUS, "max_restarts": 0, "max_concurrency": 64, "resources": dict(place or {})}
-    return ray.remote(runtime_env=runtime, **options)(kind)
+def _remote(kind: type, environment: Mapping[str, str], place: Place) -> Any:
+    variables = {**environment, **place.environment}
+    if place.shares_code:
+        variables["PYTHONPATH"] = ":".join(path for path in sys.path if path)
+    options: dict[str, Any] = {"num_cpus": CPUS, "max_restarts": 0, "max_concurrency": 64}
+    options["resources"] = dict(place.resources)
+    if place.group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(place.group, place.bundle)
+    elif place.ray_node:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.ray_node, soft=False)
+    return ray.remote(runtime_env={"env_vars": variables}, **options)(kind)
+
+
+class RayUnavailable(Exception):
+    """Ray cannot be had. One line."""
+
+
+def connect(address: str | None, **options: Any) -> None:
+    """Join the Ray cluster at an address, or start one here (None). Raises RayUnavailable."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its warnings are about our way of starting it, and nothing that a user can act on.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    try:
+        ray.init(address=address, **quiet, **options)
+    except (ConnectionError, RayError, RuntimeError, TimeoutError, ValueError) as error:
+        where = address or "on this host"
+        raise RayUnavailable(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
+
+
+def gcs_port() -> int:
+    """The port of the cluster's head that every host has to reach."""
+    address: str = ray.get_runtime_context().gcs_address
+    return int(address.rpartition(":")[2])
+
+
+class RayHost(msgspec.Struct, frozen=True):
+    """A host of a running Ray cluster. ray_node: Ray's id of it. address: as Ray knows it. head: Ray's own."""
+
+    ray_node: str
+    address: str
+    resources: dict[str, float]
+    head: bool
+
+
+def ray_hosts() -> list[RayHost]:
+    """The hosts of the cluster that live, by their addresses."""
+    found = [
+        RayHost(node["NodeID"], node["NodeManagerAddress"], node["Resources"], _HEAD in node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(found, key=lambda host: ([int(part) if part.isdigit() else 0 for part in host.address.split(".")]))
+
+
+def own_ray_node() -> str:
+    """Ray's id of the host where we are."""
+    identity: str = ray.get_runtime_context().get_node_id()
+    return identity
+
+
+def run_on(ray_node: str, function: Callable[..., T], *arguments: Any, by_value: ModuleType | None = None) -> Any:
+    """A reference to what a function returns on a host. by_value: its module, sent there instead of being found there.
+
+    The future of the reference raises RayError.
+    """
+    if by_value is not None:
+        ray.cloudpickle.register_pickle_by_value(by_value)
+    try:
+        task = ray.remote(
+            num_cpus=CPUS, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(ray_node, soft=False)
+        )(function)
+        return task.remote(*arguments)
+    finally:
+        if by_value is not None:
+            ray.cloudpickle.unregister_pickle_by_value(by_value)

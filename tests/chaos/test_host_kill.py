@@ -130,21 +130,21 @@ def test_a_host_is_gone_by_the_process_table_whatever_the_scheduler_says(state: 
 
 
 def test_ray_puts_every_actor_on_its_host_and_a_cluster_on_one_host_asks_for_nothing() -> None:
-    from chaos.worlds.hosts import RayHosts, head_place
+    from chaos.worlds.hosts import RayHosts, head_resources
 
     whole, servers, processes = spread(), cast(Any, None), cast(Any, None)
     hosts = RayHosts(whole, servers, processes, cast(Any, None))
-    places = {node: hosts.place(node) for node in whole.node_names()}
+    places = {node: hosts.place(node).resources for node in whole.node_names()}
     assert set(places["worker-1"]) == set(places["worker-3"])
     assert not set(places["worker-1"]) & set(places["worker-0"])
-    assert places["controller"] == places["client-0"] == places["worker-0"] == head_place(whole) != {}
+    assert places["controller"] == places["client-0"] == places["worker-0"] == head_resources(whole) != {}
     alone = load(find("network_partition"))
     hosts = RayHosts(alone, servers, processes, cast(Any, None))
-    assert all(hosts.place(node) == {} for node in alone.node_names())
+    assert all(hosts.place(node).resources == {} for node in alone.node_names())
 
 
 def test_a_tree_of_processes_dies_to_the_last_leaf() -> None:
-    from chaos.worlds.hosts import kill_tree
+    from chaos.worlds.trees import kill_tree
 
     leaf = "import time; time.sleep(60)"
     branch = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {leaf!r}]); time.sleep(60)"
