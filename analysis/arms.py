@@ -12,10 +12,11 @@ import pandas as pd
 
 from analysis.comparison import Comparison, Percentile, compare, mean
 from analysis.facts import CannotJudge, due, offered
+from analysis.first_token import FIRST_TOKEN_PARTS, first_token_times
 from analysis.history import History
 from analysis.measurement import Measurement, Metric
 from analysis.statistics import Values, mean_interval
-from analysis.time_shares import PARTS, mean_request, request_times
+from analysis.time_shares import PARTS, request_times
 from analysis.verdict import CriterionResult, Outcome
 
 NAME = "comparison (self-check)"
@@ -107,7 +108,7 @@ def measure_ratio(
         return Measurement(None, None, None, None, pairs, "ratio")
     note = f"a difference below {100 * found.detectable:.3g} % cannot be told from none here"
     if metric.values is not None:
-        note += "".join(f"; {said}" for said in (_where_time_goes(history, name) for name in (arm, versus)) if said)
+        note += "".join(f"; {said}" for said in _where_time_goes(history, arm, versus, metric.first_token))
     return Measurement(found.ratio, found.interval, found.lower, found.upper, found.blocks[0], "ratio", note)
 
 
@@ -135,18 +136,31 @@ def check(history: History) -> CriterionResult:
     return CriterionResult(NAME, verdict, float(found), "<= 0", "blocks", len(spans), None, text)
 
 
-def _where_time_goes(history: History, arm: str) -> str:
-    """What the mean answer of an arm is made of, so that a ratio says which part it is about; empty without answers."""
-    lines = request_times(of_arm(history, arm))
-    if lines.empty:
-        return ""
-    shares = mean_request(lines, arm=arm)
-    told = [
-        f"{1000 * part_s:.3g} ms {PARTS[part]}"
-        for part, part_s in sorted(shares.parts.items(), key=lambda item: -item[1])
-        if part_s >= _PART_SHARE_MIN * shares.mean_s
-    ]
-    return f"the mean answer of {arm} takes {1000 * shares.mean_s:.3g} ms: {', '.join(told)}"
+def _where_time_goes(history: History, arm: str, versus: str, first_token: bool) -> list[str]:
+    """What the mean answer, or its first token, is made of in both arms, and what is left of it in the first.
+
+    So a ratio says which part of the time it is about, and which one is to blame where it misses its limit.
+    """
+    what = "first token" if first_token else "answer"
+    told, left = [], ""
+    for name in (arm, versus):
+        own = of_arm(history, name)
+        lines = first_token_times(own) if first_token else request_times(own)
+        if lines.empty:
+            continue
+        meaning = FIRST_TOKEN_PARTS if first_token else PARTS
+        means = lines[[*meaning, "total_s"]].mean()
+        total_s = float(means.pop("total_s"))
+        means = means.sort_values(ascending=False, kind="stable")
+        parts = [
+            f"{1000 * part_s:.3g} ms {meaning[str(part)]}"
+            for part, part_s in means.items()
+            if part_s >= _PART_SHARE_MIN * total_s
+        ]
+        told.append(f"the mean {what} of {name} takes {1000 * total_s:.3g} ms: {', '.join(parts)}")
+        if name == arm:
+            left = f"what {arm} has left of it is mostly {meaning[str(means.index[0])]}"
+    return [*told, left] if left else told
 
 
 def prefix_lengths(history: History, arm: str) -> dict[int, int]:

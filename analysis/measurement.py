@@ -39,7 +39,8 @@ class Metric(NamedTuple):
     phase in which they were to be sent. Raises CannotJudge.
 
     by_arm: it is about requests, so that it means something for those of one arm of a comparison alone. per_time: it
-    is divided by the length of the phase. values, share: of a percentile, which one, and of what.
+    is divided by the length of the phase. values, share: of a percentile, which one, and of what. first_token: its time
+    ends there, and not at the end of the answer.
     """
 
     unit: str
@@ -49,6 +50,7 @@ class Metric(NamedTuple):
     per_time: bool = False
     values: Values | None = None
     share: float = 0.5
+    first_token: bool = False
 
 
 def span(history: History, phase: str | None) -> tuple[float, float]:

@@ -82,11 +82,11 @@ def _told_in_time_rate(history: History, phase: str | None, confidence: float) -
     return proportion(int(in_time.sum()), len(lines), confidence)
 
 
-def _percentile_of(values: Values, share: float) -> Metric:
+def _percentile_of(values: Values, share: float, *, first_token: bool = False) -> Metric:
     def measure_percentile(history: History, phase: str | None, confidence: float) -> Measurement:
         return _percentile(values(history, phase), share, confidence)
 
-    return Metric("s", "lower", measure_percentile, by_arm=True, values=values, share=share)
+    return Metric("s", "lower", measure_percentile, by_arm=True, values=values, share=share, first_token=first_token)
 
 
 def _latency(history: History, phase: str | None) -> "pd.Series[float]":
@@ -247,8 +247,8 @@ METRICS: dict[str, Metric] = {
     "latency_p50_s": _percentile_of(_latency, 0.50),
     "latency_p95_s": _percentile_of(_latency, 0.95),
     "latency_p99_s": _percentile_of(_latency, 0.99),
-    "ttft_p50_s": _percentile_of(_first_token, 0.50),
-    "ttft_p95_s": _percentile_of(_first_token, 0.95),
+    "ttft_p50_s": _percentile_of(_first_token, 0.50, first_token=True),
+    "ttft_p95_s": _percentile_of(_first_token, 0.95, first_token=True),
     "refusal_p95_s": Metric("s", "lower", _refusal),
     "inter_token_p50_s": _percentile_of(_inter_token, 0.50),
     "inter_token_p95_s": _percentile_of(_inter_token, 0.95),

@@ -53,16 +53,21 @@ class TimeShares(msgspec.Struct, frozen=True):
         return sum(self.parts[name] for name in names) / self.mean_s if self.mean_s > 0 else 0.0
 
 
-def request_times(history: History) -> pd.DataFrame:
+def request_times(history: History, *, until_first_token: bool = False) -> pd.DataFrame:
     """One line per completed request: request_id, arm, intended_s, ended_s, the seconds of every part, and total_s.
 
     All times are on the axis of the run. A point that the merge of clocks put before the one before it counts as the
     same moment, so that no part is negative and all of them add up. What lies around a point that nobody recorded is
     unknown. The way back from the worker includes what the stream gathers before it sends.
+    until_first_token: only up to the first token where the caller has it, which is then what ended_s is.
     """
     rows = offered(history)
     rows = rows[(rows["outcome"] == "completed") & rows["ended_s"].notna()]
+    if until_first_token:
+        rows = rows[rows["first_token_s"].notna()].assign(ended_s=rows["first_token_s"])
     points = rows[["request_id", "intended_s", "sent_s", "ended_s"]].merge(_attempts(history), "left", "request_id")
+    if until_first_token:
+        points["made_s"] = points["first_token_s"]
     events = history.events
     accepted = events[events["kind"] == "request_accepted"].groupby("request_id")["time_s"].min()
     points["accepted_s"] = points["request_id"].map(accepted)

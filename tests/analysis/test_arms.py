@@ -40,6 +40,14 @@ def test_a_ratio_of_latencies_says_what_the_answers_are_made_of() -> None:
     )
 
 
+def test_a_ratio_of_first_tokens_says_what_those_are_made_of_and_what_is_left() -> None:
+    run = by_blocks({"new": blocks(0.1), "old": blocks(0.2)})
+    note = measure(history(run), "ttft_p50_s", "measure", 0.95, arm="new", versus="old").note
+    assert "the mean first token of new takes" in note
+    assert "making tokens" not in note
+    assert "what new has left of it is mostly" in note
+
+
 def test_a_ratio_beyond_its_limit_fails() -> None:
     seen = evaluate(history(by_blocks({"new": blocks(0.18), "old": blocks(0.2)})), "r", ratio(at_most=0.6))
     assert seen.verdict is Outcome.FAIL, seen.explanation
