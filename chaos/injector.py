@@ -227,6 +227,10 @@ class _Injection:
         }
         if self.hurt != spec.targets:
             parameters["hosts"] = list(spec.targets)
+        # Only a kind that goes from one target to the next says it.
+        at_once = getattr(self.fault, "AT_ONCE", len(self.hurt))
+        if at_once < len(self.hurt):
+            parameters["at_once"] = at_once
         evidence = {"bite": self.bite.facts, "heal": healed.facts}
         if self.end is not None:
             evidence["end"] = self.end.facts

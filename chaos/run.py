@@ -5,7 +5,6 @@ import asyncio
 import os
 import signal
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -21,7 +20,8 @@ from analysis.verdict import EXIT_CODES, Verdict
 from chaos.client_limits import limits_lines
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
-from chaos.faults import describe, kinds
+from chaos.faults import kinds
+from chaos.faults.listing import listing
 from chaos.guard import Stopped
 from chaos.oracle import consult
 from chaos.progress import Progress
@@ -262,14 +262,7 @@ def _list_faults() -> int:
         known = kinds()
     except ValueError as error:
         return _complain(str(error), EXIT_USAGE)
-    for kind in known.values():
-        for paragraph in describe(kind).splitlines():
-            print(
-                textwrap.fill(
-                    paragraph, 100, initial_indent="" if paragraph[0] == "`" else "    ", subsequent_indent="    "
-                )
-            )
-        print()
+    print(listing(known), end="")
     return 0
 
 

@@ -1,6 +1,5 @@
 """Fault kinds by name."""
 
-import inspect
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -101,14 +100,6 @@ def make(spec: FaultSpec, nodes: Sequence[str]) -> Fault:
         raise ValueError(f"kind: {spec.kind} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def describe(kind: type[Fault]) -> str:
-    """What a kind's module says of it, a line per paragraph; of several kinds in one module each has its own first."""
-    text = inspect.getdoc(inspect.getmodule(kind)) or ""
-    if not text.startswith(f"`{kind.KIND}`"):
-        text = f"`{kind.KIND}`: {inspect.getdoc(kind) or ''}\n\n{text}"
-    return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-
-
 _MEMBERS = (
     "KIND",
     "COLOUR",
@@ -121,4 +112,4 @@ _MEMBERS = (
     "verify_healed",
 )
 
-__all__ = ["ENTRY_POINTS", "KINDS", "Evidence", "Fault", "describe", "kinds", "make"]
+__all__ = ["ENTRY_POINTS", "KINDS", "Evidence", "Fault", "kinds", "make"]

@@ -8,19 +8,25 @@ back within 2 s because the line is full.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from msgspec.structs import replace
+import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.roles import demand_options
-from chaos.faults.shaped import Probe, ShapedLine, direction_of, whole_number
+from chaos.faults.roles import LINKED
+from chaos.faults.shaped import DURATION_S_MIN, LineOptions, Probe, ShapedLine
+from chaos.faults.terms import Terms
+from chaos.worlds.world import Shape
 
 _KB = 1_000
-_KB_PER_S = (1, 1_500)
-"""Toxiproxy counts in whole kB/s. More cannot be proved with the largest message that the broker takes."""
 _PROBE_S = 0.6
 """How long the probe keeps the line busy; both ways together, and with as much traffic again, it is back in time."""
+
+
+class BandwidthOptions(LineOptions, frozen=True, kw_only=True):
+    """See the module. More than the most cannot be proved with the largest message that the broker takes."""
+
+    kb_per_s: Annotated[int, msgspec.Meta(ge=1, le=1_500)]
 
 
 class Bandwidth(ShapedLine):
@@ -28,10 +34,12 @@ class Bandwidth(ShapedLine):
 
     KIND: ClassVar[str] = "bandwidth"
     COLOUR: ClassVar[str] = "#56b4e9"
+    TERMS: ClassVar[Terms[BandwidthOptions]] = Terms(
+        roles=LINKED, duration_s_min=DURATION_S_MIN, options=BandwidthOptions
+    )
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_options(spec, ("kb_per_s", "direction"))
-        bytes_per_s = whole_number(spec, "kb_per_s", None, *_KB_PER_S) * _KB
-        blank, ways = direction_of(spec)
-        probe = Probe(int(bytes_per_s * _PROBE_S), ways * _PROBE_S)
-        super().__init__(spec, nodes, replace(blank, bytes_per_s=bytes_per_s), probe)
+        options = self.TERMS.read(spec)
+        bytes_per_s = options.kb_per_s * _KB
+        shape = Shape(bytes_per_s=bytes_per_s, directions=options.directions)
+        super().__init__(spec, nodes, shape, Probe(int(bytes_per_s * _PROBE_S), len(options.directions) * _PROBE_S))

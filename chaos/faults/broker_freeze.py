@@ -6,57 +6,27 @@ its link; the heal, when the same process greets and every node, the clients too
 lists.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from chaos.experiment import FaultSpec
-from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, hosted, watch, worked
-from chaos.faults.fault import Evidence, Lasting
+from chaos.faults.brokers import HurtBroker, worked
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class BrokerFreeze(Lasting):
+class BrokerFreeze(HurtBroker):
     """Freezes the broker."""
 
     KIND: ClassVar[str] = "broker_freeze"
     COLOUR: ClassVar[str] = "#332288"
+    CUTS_OFF: ClassVar[bool] = True
+    RENEWED: ClassVar[bool] = False
 
-    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_broker(spec)
-        self._nodes = nodes
-        self._ttl_s = spec.ttl_s
-        self._before: BrokerState | None = None
-        self._frozen = False
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return EXPLAINS
-
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await world.broker().inspect()
-        self._frozen = True
+    async def _strike(self, world: World) -> None:
         await world.broker().freeze(self._ttl_s)
 
-    async def verify(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._stands_still, hosted(self._nodes))
+    async def _mend(self, world: World) -> None:
+        await world.broker().thaw()
 
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._stands_still, hosted(self._nodes), limit_s=0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        if self._frozen:
-            await world.broker().thaw()
-
-    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
-        """See Fault."""
-        return await everybody_back(world, self._nodes, self._before, limit_s, renewed=False)
-
-    def _stands_still(self, now: BrokerState) -> tuple[bool, str]:
+    def _judge(self, now: BrokerState) -> tuple[bool, str]:
         if not worked(self._before):
             return False, "the broker did not work before"
         if now.life is not Life.STANDS_STILL:

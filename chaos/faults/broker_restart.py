@@ -5,61 +5,27 @@ of the broker greets in its place; healed, when every node, the clients too, get
 fault is over with the restart.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from chaos.experiment import FaultSpec
-from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, watch, worked
-from chaos.faults.fault import Evidence
+from chaos.faults.brokers import HurtBroker, worked
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class BrokerRestart:
+class BrokerRestart(HurtBroker):
     """Puts a new broker in the place of the old one."""
 
     KIND: ClassVar[str] = "broker_restart"
     COLOUR: ClassVar[str] = "#117733"
 
-    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_broker(spec)
-        self._nodes = nodes
-        self._before: BrokerState | None = None
-        self._under_way = False
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return EXPLAINS
-
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await world.broker().inspect()
-        self._under_way = True
-        await world.broker().restart()
-        self._under_way = False
-
-    async def verify(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._is_another)
-
     async def sustain(self, world: World, until_s: float) -> None:
         """See Fault. There is nothing to keep up."""
 
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._is_another, limit_s=0.0)
+    async def _strike(self, world: World) -> None:
+        await world.broker().restart()
+        # Nothing is left to heal.
+        self._struck = False
 
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        if self._under_way:
-            await world.broker().restart()
-            self._under_way = False
-
-    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
-        """See Fault."""
-        return await everybody_back(world, self._nodes, self._before, limit_s, renewed=True)
-
-    def _is_another(self, now: BrokerState) -> tuple[bool, str]:
+    def _judge(self, now: BrokerState) -> tuple[bool, str]:
         before = self._before
         if before is None or not worked(before):
             return False, "the broker did not work before"

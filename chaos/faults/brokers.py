@@ -1,40 +1,25 @@
 """What the kinds that hurt the broker share: evidence from the system, the broker, and the nodes that hang on it."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
-from chaos.faults.processes import PROOF_S, inspect, told
-from chaos.faults.roles import HOSTED, demand_options, demand_roles, role_of
+from chaos.faults.codes import LOST
+from chaos.faults.fault import Evidence, Lasting
+from chaos.faults.processes import DURATION_S_MIN, PROOF_S, inspect, told
+from chaos.faults.roles import HOSTED, role_of
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import BrokerState, HandleError, Life, World
 from cluster.errors import Code
 
-_DURATION_S_MIN = 2.5
 _POLL_S = 0.2
 
-EXPLAINS: tuple[str, ...] = (
-    Code.DEADLINE_EXCEEDED,
-    Code.CONTROLLER_UNREACHABLE,
-    # While the nodes come back one by one, a request may meet a controller that has only some workers, or none.
-    Code.NO_WORKERS_AVAILABLE,
-    Code.WORKER_UNREACHABLE,
-    Code.WORKER_LOST,
-    Code.FIRST_TOKEN_TIMEOUT,
-    Code.STREAM_STALLED,
-    Code.STREAM_BROKEN,
-)
+# While the nodes come back one by one, a request may meet a controller that has only some workers, or none.
+EXPLAINS: tuple[str, ...] = (*LOST, Code.CONTROLLER_UNREACHABLE, Code.NO_WORKERS_AVAILABLE)
 """Error codes that callers may see when nobody hears anybody."""
 
 Judge = Callable[[BrokerState], tuple[bool, str]]
 """Whether the broker is as it should be now, and why one may say so."""
-
-
-def demand_broker(spec: FaultSpec) -> None:
-    """Raises ValueError unless the spec is about the broker and about nothing else."""
-    demand_roles(spec, ("broker",))
-    demand_options(spec, ())
-    if spec.duration_s < _DURATION_S_MIN:
-        raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
 
 
 def worked(before: BrokerState | None) -> bool:
@@ -100,3 +85,62 @@ async def _is_back(world: World, node: str) -> tuple[bool, str]:
     if link.answered and link.broker_in is not None:
         return True, "what it sends comes back, and the broker lists its connection"
     return False, "it has no link that answers"
+
+
+class HurtBroker(Lasting):
+    """The frame of the kinds that hurt the broker: how it is struck and mended, and what proves it, they say."""
+
+    TERMS: ClassVar[Terms[Options]] = Terms(roles=("broker",), duration_s_min=DURATION_S_MIN, options=Options)
+    CUTS_OFF: ClassVar[bool] = False
+    """Whether the proof takes that no node gets an answer over its link any more."""
+    RENEWED: ClassVar[bool] = True
+    """Whether another process of the broker is there after the heal, or the same."""
+
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        self.TERMS.read(spec)
+        self._nodes = nodes
+        self._ttl_s = spec.ttl_s
+        self._before: BrokerState | None = None
+        self._struck = False
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault."""
+        return EXPLAINS
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        self._before = await world.broker().inspect()
+        self._struck = True
+        await self._strike(world)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        return await self._proof(world, PROOF_S)
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault."""
+        return await self._proof(world, 0.0)
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        if self._struck:
+            await self._mend(world)
+            self._struck = False
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault."""
+        return await everybody_back(world, self._nodes, self._before, limit_s, renewed=self.RENEWED)
+
+    async def _proof(self, world: World, limit_s: float) -> Evidence:
+        nodes = hosted(self._nodes) if self.CUTS_OFF else ()
+        return await watch(world, self._judge, nodes, limit_s=limit_s)
+
+    async def _strike(self, world: World) -> None:
+        raise NotImplementedError
+
+    async def _mend(self, world: World) -> None:
+        await world.broker().restart()
+
+    def _judge(self, now: BrokerState) -> tuple[bool, str]:
+        raise NotImplementedError

@@ -10,41 +10,35 @@ from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from chaos.experiment import FaultSpec
-from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
-from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import Members, Return, explained, side_by_side
-from chaos.faults.processes import inspect as inspect_processes
-from chaos.worlds.world import Death, EngineState, Impairment, ProcessState, World
+from chaos.faults.engines import DURATION_S_MIN, PROOF_S, ROLES, inspect, watch
+from chaos.faults.fault import Evidence
+from chaos.faults.hurting import HurtProcesses
+from chaos.faults.terms import Options, Terms
+from chaos.worlds.world import Death, EngineState, Impairment, World
 from cluster.errors import Code
 
 _SILENT_S = 1.0
-_MODES = ("silent", "loud")
 
 
-class EngineDies(Lasting):
+class EngineDies(HurtProcesses):
     """Ends every target's engine."""
 
     KIND: ClassVar[str] = "engine_dies"
     COLOUR: ClassVar[str] = "#aa4499"
+    TERMS: ClassVar[Terms[Options]] = Terms(
+        roles=ROLES, duration_s_min=DURATION_S_MIN, options=Options, modes=("silent", "loud")
+    )
+    CODES: ClassVar[tuple[Code, ...]] = (Code.ENGINE_ERROR,)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_engine(spec, (), modes=_MODES)
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
         self._death = cast(Death, spec.mode)
-        self._targets = spec.targets
-        self._ttl_s = spec.ttl_s
-        self.explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
-        self._before: dict[str, ProcessState] = {}
-        self._members: Members = {}
         self._tokens: dict[str, int] = {}
-        self._hurt: list[str] = []
 
     async def inject(self, world: World) -> None:
         """See Fault."""
-        self._before = await inspect_processes(world, self._targets)
-        self._members = await world.members()
-        for target in self._targets:
-            self._hurt.append(target)
-            await world.engine(target).impair(Impairment(dies=self._death), self._ttl_s)
+        await super().inject(world)
         await world.sleep(0.2)
         self._tokens = {target: state.tokens for target, state in (await inspect(world, self._targets)).items()}
 
@@ -52,25 +46,19 @@ class EngineDies(Lasting):
         """See Fault."""
         return await self._proof(world, PROOF_S)
 
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await self._proof(world, 0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        await side_by_side(world, [self._bring_back(world, target) for target in self._hurt])
-
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault. Every controller calls the new worker ready, and its engine has made a token."""
         began_s = world.now()
-        back = await Return(self._before, self._members, self._targets).proof(world, limit_s)
+        back = await super().verify_healed(world, limit_s)
         makes = await watch(world, self._targets, _makes, limit_s - (world.now() - began_s))
         return Evidence(back.proved and makes.proved, {"process": back.facts, "engine": makes.facts})
 
-    async def _bring_back(self, world: World, target: str) -> None:
+    async def _strike(self, world: World, target: str) -> None:
+        await world.engine(target).impair(Impairment(dies=self._death), self._ttl_s)
+
+    async def _mend(self, world: World, target: str) -> None:
         await world.engine(target).restore()
-        await world.process(target).restart()
-        self._hurt.remove(target)
+        await super()._mend(world, target)
 
     async def _proof(self, world: World, limit_s: float) -> Evidence:
         dead = await watch(world, self._targets, self._is_dead, limit_s)

@@ -1,41 +1,26 @@
-"""What the kinds that hurt engines share: whom they can be aimed at, and how long is looked for their proof."""
+"""What the kinds that hurt engines share: how they stand, how long is looked for a proof, and the frame of some."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from typing import ClassVar
 
 import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence
-from chaos.faults.processes import is_worker
-from chaos.faults.roles import demand_options, demand_roles
-from chaos.worlds.world import EngineState, World
+from chaos.faults.codes import explained
+from chaos.faults.fault import Evidence, Lasting
+from chaos.worlds.world import EngineState, Impairment, World
 from cluster.errors import Code
 
 PROOF_S = 2.5
 """For how long the proof of a bite is waited for, seconds."""
-_DURATION_S_MIN = 3.0
+DURATION_S_MIN = 3.0
+ROLES = ("worker",)
 _POLL_S = 0.1
 _GAPS_MIN = 8
 
 Judge = Callable[[str, EngineState], tuple[bool, str]]
 """Whether a target's engine is as it should be now, and why one may say so."""
-
-
-def demand_engine(spec: FaultSpec, options: Sequence[str], *, modes: Sequence[str] = ()) -> None:
-    """Raises ValueError unless the spec is about workers, long enough, and has none but these options and modes."""
-    demand_roles(spec, ("worker",))
-    demand_options(spec, options, modes=modes)
-    if spec.duration_s < _DURATION_S_MIN:
-        raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
-
-
-def slow_codes(targets: Sequence[str], nodes: Sequence[str]) -> tuple[str, ...]:
-    """Error codes that callers may see when these workers answer late or not at all, and all others in time."""
-    codes = [Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED]
-    if all(node in targets for node in nodes if is_worker(node)):
-        codes.append(Code.NO_WORKERS_AVAILABLE)
-    return tuple(codes)
 
 
 async def inspect(world: World, targets: Iterable[str]) -> dict[str, EngineState]:
@@ -67,3 +52,70 @@ def pace_s(state: EngineState, since: int = 0) -> float | None:
     """The median wait of a stream for its next token, of the last waits after the first `since`; None: too few."""
     fresh = min(state.gaps - since, len(state.gaps_s))
     return median(state.gaps_s[-fresh:]) if fresh >= _GAPS_MIN else None
+
+
+class ImpairedEngines(Lasting):
+    """The frame of the kinds that impair engines and prove it by what these have done since then."""
+
+    CODES: ClassVar[tuple[Code, ...]]
+    """What callers may see because of it."""
+
+    def __init__(
+        self,
+        spec: FaultSpec,
+        nodes: Sequence[str],
+        impairments: Mapping[str, Impairment],
+        *,
+        proof_s: float = PROOF_S,
+    ) -> None:
+        """impairments: by target. proof_s: for how long the proof of the bite is waited for."""
+        self._nodes = nodes
+        self._impairments = impairments
+        self._targets = spec.targets
+        self._ttl_s = spec.ttl_s
+        self._proof_s = proof_s
+        self._since: dict[str, EngineState] = {}
+        """How the engines stood when something about them changed: what was until then proves nothing."""
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault."""
+        return explained(self._targets, self._nodes, *self.CODES)
+
+    async def inject(self, world: World) -> None:
+        """See Fault."""
+        await self._from_now(world)
+        for target, impairment in self._impairments.items():
+            await world.engine(target).impair(impairment, self._ttl_s)
+
+    async def verify(self, world: World) -> Evidence:
+        """See Fault."""
+        evidence = await watch(world, self._targets, self._bites, self._proof_s)
+        await self._from_now(world)
+        return evidence
+
+    async def verify_end(self, world: World) -> Evidence:
+        """See Fault. By what has been since the first proof."""
+        return await watch(world, self._targets, self._still_bites, 0.0)
+
+    async def heal(self, world: World) -> None:
+        """See Fault."""
+        for target in self._targets:
+            await world.engine(target).restore()
+        await self._from_now(world)
+
+    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
+        """See Fault."""
+        return await watch(world, self._targets, self._is_well, limit_s)
+
+    async def _from_now(self, world: World) -> None:
+        self._since = await inspect(world, self._targets)
+
+    def _bites(self, target: str, state: EngineState) -> tuple[bool, str]:
+        raise NotImplementedError
+
+    def _still_bites(self, target: str, state: EngineState) -> tuple[bool, str]:
+        return self._bites(target, state)
+
+    def _is_well(self, target: str, state: EngineState) -> tuple[bool, str]:
+        raise NotImplementedError

@@ -17,7 +17,11 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Fault(Protocol):
-    """One fault of an experiment. Its coroutines await only the world."""
+    """One fault of an experiment. Its coroutines await only the world.
+
+    A kind may declare two things more: `TERMS` (chaos.faults.terms), what a spec may say to it, which is then told to
+    users; and `AT_ONCE`, how many of its targets it hits at a time, where that is not all of them.
+    """
 
     KIND: ClassVar[str]
     COLOUR: ClassVar[str]

@@ -7,24 +7,37 @@ radio. Proof: every single strike is seen to bite as a partition is, on the conn
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from msgspec.structs import replace
+import msgspec
 
 from analysis.schema import EventRow
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.partition import Partition, judge
-from chaos.faults.roles import demand_options, number
-from chaos.worlds.world import Cut, LinkState, World
+from chaos.faults.partition import DURATION_S_MIN, Partition, judge, works
+from chaos.faults.roles import LINKED
+from chaos.faults.terms import Options, Terms
+from chaos.worlds.world import Cut, World
 
 _SETTLE_S = 0.2
 _POLL_S = 0.1
-_UP_S = (1.0, 3_600.0)
-_DOWN_S_MAX = 3_600.0
 _LOUD = (Cut.REFUSE, Cut.RESET)
 """Both ends are told of these, so their proof takes no time. That of a silent cut takes as long as it is watched."""
-_DOWN_S_MIN = {True: 0.5, False: 2.5}
+_SILENT_DOWN_S_MIN = 2.5
+
+
+class FlapOptions(Options, frozen=True):
+    """See the module."""
+
+    up_s: Annotated[float, msgspec.Meta(ge=1, le=3_600)]
+    down_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0.5,
+            le=3_600,
+            description=f"at least {_SILENT_DOWN_S_MIN:g} but in the modes {' and '.join(_LOUD)}",
+        ),
+    ]
 
 
 class Flap(Partition):
@@ -33,12 +46,19 @@ class Flap(Partition):
     KIND: ClassVar[str] = "flap"
     COLOUR: ClassVar[str] = "#997700"
 
+    TERMS: ClassVar[Terms[FlapOptions]] = Terms(
+        roles=LINKED, duration_s_min=DURATION_S_MIN, options=FlapOptions, modes=tuple(cut.value for cut in Cut)
+    )
+
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_options(spec, ("up_s", "down_s"), modes=tuple(cut.value for cut in Cut))
-        assert spec.mode is not None
-        loud = Cut(spec.mode) in _LOUD
-        self._up_s = number(spec, "up_s", None, *_UP_S)
-        self._down_s = number(spec, "down_s", None, _DOWN_S_MIN[loud], _DOWN_S_MAX)
+        super().__init__(spec, nodes)
+        options = self.TERMS.read(spec)
+        self._up_s, self._down_s = options.up_s, options.down_s
+        if self._cut not in _LOUD and self._down_s < _SILENT_DOWN_S_MIN:
+            raise ValueError(
+                f"options.down_s: expected at least {_SILENT_DOWN_S_MIN:g} s in the mode {self._cut}, "
+                f"for that long the proof takes, got {self._down_s:g}"
+            )
         least_s = 2 * self._down_s + self._up_s
         if spec.duration_s < least_s:
             raise ValueError(f"duration_s: expected at least {least_s:g} s, for two times down and one up between")
@@ -46,7 +66,6 @@ class Flap(Partition):
         self._bit = 0
         self._why: dict[str, str] = {}
         self._struck_s = 0.0
-        super().__init__(replace(spec, options={}), nodes)
 
     async def inject(self, world: World) -> None:
         """See Fault. The first strike."""
@@ -81,7 +100,7 @@ class Flap(Partition):
     async def _back_up(self, world: World, until_s: float) -> bool:
         """Wait until every target's link works; whether that was before `until_s`."""
         for target in self._targets:
-            while not _works(await world.link(target).inspect()):
+            while not works(await world.link(target).inspect()):
                 if world.now() + _POLL_S >= until_s:
                     return False
                 await world.sleep(_POLL_S)
@@ -116,7 +135,3 @@ class Flap(Partition):
             why = missed or f"{self._bit} of {self._strikes} strikes broke the link of their moment"
             facts[target] = {"bites": enough, "because": why}
         return Evidence(self._bit == self._strikes >= 2, facts)
-
-
-def _works(state: LinkState) -> bool:
-    return state.connected and state.answered and state.broker_in is not None

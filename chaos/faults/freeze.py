@@ -10,36 +10,28 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import Members, Return, demand_process, explained, inspect, told, watch, worked
+from chaos.faults.fault import Evidence
+from chaos.faults.hurting import HurtProcesses
+from chaos.faults.processes import DURATION_S_MIN, Members, inspect, told, worked
+from chaos.faults.roles import HOSTED
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import Life, ProcessState, World
 
 _WATCH_S = 1.1
 """More than two heartbeats: a node that lives is heard in this time."""
 
 
-class Freeze(Lasting):
+class Freeze(HurtProcesses):
     """Freezes every target."""
 
     KIND: ClassVar[str] = "freeze"
     COLOUR: ClassVar[str] = "#33bbee"
+    TERMS: ClassVar[Terms[Options]] = Terms(roles=HOSTED, duration_s_min=DURATION_S_MIN, options=Options)
+    RENEWED: ClassVar[bool] = False
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_process(spec, ())
-        self._targets = spec.targets
-        self._ttl_s = spec.ttl_s
-        self.explains = explained(spec.targets, nodes)
-        self._before: dict[str, ProcessState] = {}
-        self._members: Members = {}
-        self._frozen: list[str] = []
-
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await inspect(world, self._targets)
-        self._members = await world.members()
-        for target in self._targets:
-            self._frozen.append(target)
-            await world.process(target).freeze(self._ttl_s)
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
 
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
@@ -54,18 +46,14 @@ class Freeze(Lasting):
             facts[target] = {"bites": bites, "because": why, "early": told(early[target]), "late": told(late[target])}
         return Evidence(proved, facts)
 
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._targets, lambda target, state, members: _silent(state), 0.0)
+    async def _strike(self, world: World, target: str) -> None:
+        await world.process(target).freeze(self._ttl_s)
 
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        for target in self._frozen:
-            await world.process(target).thaw()
+    async def _mend(self, world: World, target: str) -> None:
+        await world.process(target).thaw()
 
-    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
-        """See Fault."""
-        return await Return(self._before, self._members, ()).proof(world, limit_s)
+    def _judge(self, target: str, state: ProcessState, members: Members) -> tuple[bool, str]:
+        return _silent(state)
 
 
 def stands_still(before: ProcessState | None, early: ProcessState, late: ProcessState) -> tuple[bool, str]:

@@ -10,77 +10,47 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import (
-    PROOF_S,
-    Members,
-    Return,
-    demand_process,
-    explained,
-    inspect,
-    is_gone,
-    side_by_side,
-    told,
-    watch,
-)
-from chaos.worlds.world import HostState, Life, ProcessState, World
+from chaos.faults.fault import Evidence
+from chaos.faults.hurting import HurtProcesses
+from chaos.faults.processes import DURATION_S_MIN, told
+from chaos.faults.terms import Options, Terms
+from chaos.worlds.world import HostState, Life, World
 
 
-class HostKill(Lasting):
+class HostKill(HurtProcesses):
     """Kills every target and whatever runs there."""
 
     KIND: ClassVar[str] = "host_kill"
     COLOUR: ClassVar[str] = "#7f1d1d"
+    TERMS: ClassVar[Terms[Options]] = Terms(roles=("host",), duration_s_min=DURATION_S_MIN, options=Options)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_process(spec, (), ("host",))
-        self._hosts = spec.targets
-        self._everybody = nodes
-        self._before: dict[str, ProcessState] = {}
-        self._members: Members = {}
-        self._down: list[str] = []
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault. Which nodes are hit is known from the injection on."""
-        return explained(tuple(self._before), self._everybody)
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
+        # Which nodes are hit is known from the injection on.
+        self._targets = ()
 
     async def inject(self, world: World) -> None:
         """See Fault."""
-        self._before = await inspect(world, [node for host in self._hosts for node in world.host(host).nodes])
-        self._members = await world.members()
-        self._down = list(self._hosts)
-        await side_by_side(world, [world.host(host).kill() for host in self._hosts])
-
-    async def verify(self, world: World) -> Evidence:
-        """See Fault."""
-        return await self._proof(world, PROOF_S)
-
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await self._proof(world, 0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        await side_by_side(world, [self._bring_back(world, host) for host in self._down])
+        self._targets = tuple(node for host in self._struck for node in world.host(host).nodes)
+        await super().inject(world)
 
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault."""
-        proof = await Return(self._before, self._members, tuple(self._before)).proof(world, limit_s)
-        hosts = {host: {"state": told(await world.host(host).inspect())} for host in self._hosts}
+        proof = await super().verify_healed(world, limit_s)
+        hosts = {host: {"state": told(await world.host(host).inspect())} for host in self._struck}
         return Evidence(proof.proved, proof.facts | hosts)
 
-    async def _bring_back(self, world: World, host: str) -> None:
-        await world.host(host).restart()
-        self._down.remove(host)
+    async def _strike(self, world: World, target: str) -> None:
+        await world.host(target).kill()
+
+    async def _mend(self, world: World, target: str) -> None:
+        await world.host(target).restart()
 
     async def _proof(self, world: World, limit_s: float) -> Evidence:
-        def judge(target: str, state: ProcessState, members: Members) -> tuple[bool, str]:
-            return is_gone(self._before.get(target), state, replaced=False)
-
-        nodes = await watch(world, tuple(self._before), judge, limit_s)
-        facts, proved = dict(nodes.facts), nodes.proved and bool(self._before)
-        for host in self._hosts:
+        nodes = await super()._proof(world, limit_s)
+        facts, proved = dict(nodes.facts), nodes.proved and bool(self._targets)
+        for host in self._struck:
             state = await world.host(host).inspect()
             empty, why = is_empty(state)
             proved = proved and empty

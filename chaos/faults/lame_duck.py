@@ -6,57 +6,22 @@ the process of before still answers, or has ended already; the heal, when anothe
 node, the clients too, gets answers over a link that it lists.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from chaos.experiment import FaultSpec
-from chaos.faults.brokers import EXPLAINS, demand_broker, everybody_back, watch, worked
-from chaos.faults.fault import Evidence, Lasting
+from chaos.faults.brokers import HurtBroker, worked
 from chaos.worlds.world import BrokerState, Life, World
 
 
-class LameDuck(Lasting):
+class LameDuck(HurtBroker):
     """Lets the broker leave."""
 
     KIND: ClassVar[str] = "lame_duck"
     COLOUR: ClassVar[str] = "#ddcc77"
 
-    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_broker(spec)
-        self._nodes = nodes
-        self._before: BrokerState | None = None
-        self._leaving = False
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        return EXPLAINS
-
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await world.broker().inspect()
-        self._leaving = True
+    async def _strike(self, world: World) -> None:
         await world.broker().lame_duck()
 
-    async def verify(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._takes_nobody)
-
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._takes_nobody, limit_s=0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        if self._leaving:
-            await world.broker().restart()
-            self._leaving = False
-
-    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
-        """See Fault."""
-        return await everybody_back(world, self._nodes, self._before, limit_s, renewed=True)
-
-    def _takes_nobody(self, now: BrokerState) -> tuple[bool, str]:
+    def _judge(self, now: BrokerState) -> tuple[bool, str]:
         before = self._before
         if before is None or not worked(before):
             return False, "the broker did not work before"

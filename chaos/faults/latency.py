@@ -7,16 +7,25 @@ longer than before by at least 80 % of what the delays add to it.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from msgspec.structs import replace
+import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.roles import demand_options, number
-from chaos.faults.shaped import Probe, ShapedLine, direction_of
+from chaos.faults.roles import LINKED
+from chaos.faults.shaped import DURATION_S_MIN, LineOptions, Probe, ShapedLine
+from chaos.faults.terms import Terms
+from chaos.worlds.world import Shape
 
-_LATENCY_MS = (20, 800)
-"""Less is within the noise of a busy host. With more no new connection is made within `policy.link.connect_s`."""
+_MOST_MS = 800
+"""With more no new connection is made within `policy.link.connect_s`."""
+
+
+class LatencyOptions(LineOptions, frozen=True, kw_only=True):
+    """See the module. Less than the least is within the noise of a busy host."""
+
+    latency_ms: Annotated[float, msgspec.Meta(ge=20, le=_MOST_MS)]
+    jitter_ms: Annotated[float, msgspec.Meta(ge=0, le=_MOST_MS / 2, description="at most half of latency_ms")] = 0.0
 
 
 class Latency(ShapedLine):
@@ -24,12 +33,16 @@ class Latency(ShapedLine):
 
     KIND: ClassVar[str] = "latency"
     COLOUR: ClassVar[str] = "#0072b2"
+    TERMS: ClassVar[Terms[LatencyOptions]] = Terms(roles=LINKED, duration_s_min=DURATION_S_MIN, options=LatencyOptions)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_options(spec, ("latency_ms", "jitter_ms", "direction"))
-        latency_s = number(spec, "latency_ms", None, *_LATENCY_MS) / 1_000
-        # Half of the latency at most, or the least that it adds is too little to be told from chance.
-        jitter_s = number(spec, "jitter_ms", 0, 0, latency_s * 1_000 / 2) / 1_000
-        blank, ways = direction_of(spec)
-        shape = replace(blank, latency_s=latency_s, jitter_s=jitter_s)
-        super().__init__(spec, nodes, shape, Probe(0, ways * (latency_s - jitter_s)))
+        options = self.TERMS.read(spec)
+        # With more, the least that it adds is too little to be told from chance.
+        if options.jitter_ms > options.latency_ms / 2:
+            most_ms = options.latency_ms / 2
+            raise ValueError(
+                f"options.jitter_ms: expected at most {most_ms:g}, half of latency_ms, got {options.jitter_ms:g}"
+            )
+        latency_s, jitter_s = options.latency_ms / 1_000, options.jitter_ms / 1_000
+        shape = Shape(latency_s=latency_s, jitter_s=jitter_s, directions=options.directions)
+        super().__init__(spec, nodes, shape, Probe(0, len(options.directions) * (latency_s - jitter_s)))

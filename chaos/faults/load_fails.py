@@ -9,62 +9,47 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.experiment import FaultSpec
-from chaos.faults.engines import PROOF_S, demand_engine, watch
-from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import Members, Return, explained, inspect, side_by_side
-from chaos.worlds.world import EngineState, Impairment, ProcessState, World
+from chaos.faults.engines import DURATION_S_MIN, PROOF_S, ROLES, watch
+from chaos.faults.fault import Evidence
+from chaos.faults.hurting import HurtProcesses
+from chaos.faults.terms import Options, Terms
+from chaos.worlds.world import EngineState, Impairment, World
 from cluster.errors import Code
 
 
-class LoadFails(Lasting):
+class LoadFails(HurtProcesses):
     """Makes every target load in vain."""
 
     KIND: ClassVar[str] = "load_fails"
     COLOUR: ClassVar[str] = "#cc79a7"
+    TERMS: ClassVar[Terms[Options]] = Terms(roles=ROLES, duration_s_min=DURATION_S_MIN, options=Options)
+    CODES: ClassVar[tuple[Code, ...]] = (Code.ENGINE_ERROR,)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_engine(spec, ())
-        self._targets = spec.targets
-        self._ttl_s = spec.ttl_s
-        self.explains = explained(spec.targets, nodes, Code.ENGINE_ERROR)
-        self._before: dict[str, ProcessState] = {}
-        self._members: Members = {}
-        self._hurt: list[str] = []
-
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await inspect(world, self._targets)
-        self._members = await world.members()
-        await side_by_side(world, [self._hurt_one(world, target) for target in self._targets])
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
 
     async def verify(self, world: World) -> Evidence:
         """See Fault."""
-        return await watch(world, self._targets, _fails, PROOF_S)
-
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._targets, _fails, 0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        await side_by_side(world, [self._bring_back(world, target) for target in self._hurt])
+        return await self._proof(world, PROOF_S)
 
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault."""
         began_s = world.now()
-        back = await Return(self._before, self._members, self._targets).proof(world, limit_s)
+        back = await super().verify_healed(world, limit_s)
         warm = await watch(world, self._targets, _is_warm, limit_s - (world.now() - began_s))
         return Evidence(back.proved and warm.proved, {"process": back.facts, "engine": warm.facts})
 
-    async def _hurt_one(self, world: World, target: str) -> None:
-        self._hurt.append(target)
+    async def _strike(self, world: World, target: str) -> None:
         await world.engine(target).impair(Impairment(loads_fail=True), self._ttl_s)
         await world.process(target).restart()
 
-    async def _bring_back(self, world: World, target: str) -> None:
+    async def _mend(self, world: World, target: str) -> None:
         await world.engine(target).restore()
-        await world.process(target).restart()
-        self._hurt.remove(target)
+        await super()._mend(world, target)
+
+    async def _proof(self, world: World, limit_s: float) -> Evidence:
+        return await watch(world, self._targets, _fails, limit_s)
 
 
 def _fails(target: str, state: EngineState) -> tuple[bool, str]:

@@ -7,18 +7,29 @@ or has given back what it held above it; the heal, when the former limit holds a
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.engines import PROOF_S, demand_engine, inspect, watch
+from chaos.faults.codes import explained
+from chaos.faults.engines import DURATION_S_MIN, PROOF_S, ROLES, inspect, watch
 from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import is_worker
-from chaos.faults.roles import number
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import EngineState, World
 from cluster.errors import Code
 
-_BYTES_MAX = 2.0**50
-_WAYS = {"bytes": (0.0, _BYTES_MAX), "share": (0.0, 1.0), "room_bytes": (0.0, _BYTES_MAX)}
+_MIB = 2**20
+_MOST_BYTES = 512 * 2**30
+"""The largest Mac has no more, so nobody would be short of what lies above it."""
+
+
+class MemoryPressureOptions(Options, frozen=True):
+    """See the module."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=_MIB, le=_MOST_BYTES)] | None = None
+    share: Annotated[float, msgspec.Meta(ge=0.01, le=1)] | None = None
+    room_bytes: Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)] | None = None
 
 
 class MemoryPressure(Lasting):
@@ -26,24 +37,22 @@ class MemoryPressure(Lasting):
 
     KIND: ClassVar[str] = "memory_pressure"
     COLOUR: ClassVar[str] = "#bbcc33"
+    TERMS: ClassVar[Terms[MemoryPressureOptions]] = Terms(
+        roles=ROLES, duration_s_min=DURATION_S_MIN, options=MemoryPressureOptions, exactly_one=True
+    )
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_engine(spec, tuple(_WAYS))
-        if len(spec.options) != 1:
-            raise ValueError(f"options: expected exactly one of {', '.join(_WAYS)}")
-        (self._way,) = spec.options
-        self._amount = number(spec, self._way, None, *_WAYS[self._way])
+        self._options = self.TERMS.read(spec)
         self._targets = spec.targets
         self._ttl_s = spec.ttl_s
-        self._all_workers = all(node in spec.targets for node in nodes if is_worker(node))
+        self._nodes = nodes
         self._before: dict[str, EngineState] = {}
         self._limits: dict[str, int] = {}
 
     @property
     def explains(self) -> tuple[str, ...]:
         """See Fault. Whoever is not refused may have waited too long for room."""
-        codes = [Code.RESOURCE_LIMIT_EXCEEDED, Code.DEADLINE_EXCEEDED]
-        return tuple([*codes, Code.NO_WORKERS_AVAILABLE] if self._all_workers else codes)
+        return explained(self._targets, self._nodes, Code.RESOURCE_LIMIT_EXCEEDED, Code.DEADLINE_EXCEEDED)
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -70,12 +79,13 @@ class MemoryPressure(Lasting):
         return await watch(world, self._targets, self._is_free, limit_s)
 
     def _limit(self, state: EngineState) -> int:
-        match self._way:
-            case "share":
-                return int(self._amount * state.memory_bytes)
-            case "room_bytes":
-                return state.weights_bytes + int(self._amount)
-        return int(self._amount)
+        options = self._options
+        if options.share is not None:
+            return int(options.share * state.memory_bytes)
+        if options.room_bytes is not None:
+            return state.weights_bytes + options.room_bytes
+        assert options.bytes is not None
+        return options.bytes
 
     def _is_bound(self, target: str, state: EngineState) -> tuple[bool, str]:
         limit, before = self._limits.get(target), self._before.get(target)

@@ -1,9 +1,8 @@
 """Faults on single messages: a seeded share of them is lost, late, doubled, out of order or damaged on its way.
 
-Target nodes whose link carries the messages. Option `message` names one kind of message (see cluster/protocol.py:
-heartbeat, report, dispatch, submit, delivery, ...; without it all are meant), `direction` is upstream (what the node
-sends) or downstream (what it gets), and need not be said where the message says it; `share` of them is hit (0 to 1,
-default 1), by the run's seed. The connection itself stays well: its pings are answered.
+Target nodes whose link carries the messages. `message` names one kind of message (see cluster/protocol.py),
+`direction` is upstream (what the node sends) or downstream (what it gets), and need not be said where the message says
+it; `share` of them is hit, by the run's seed. The connection itself stays well: its pings are answered.
 
 Proof: the messages that the proxy has counted as hit, and, where an end of the link can tell, that end's word: of what
 one end has sent, the other has got fewer (drop) or more (duplicate), or a receiver could not understand what came
@@ -12,16 +11,34 @@ proved.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
 
 from chaos.experiment import FaultSpec
+from chaos.faults.codes import LATE, explained
 from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.roles import LINKED, demand_options, demand_roles, number, role_of
-from chaos.toxiproxy.embedded.message_choice import check_message_attributes
-from chaos.worlds.messages import toxic_attributes, toxic_kind
+from chaos.faults.lines import until_healed
+from chaos.faults.roles import LINKED, role_of
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import Direction, HandleError, LinkState, Meddling, MessageCounts, MessageRule, World
 from cluster.errors import Code
 
+MessageName = Literal[
+    "accepted",
+    "cancel",
+    "delivery",
+    "dispatch",
+    "drain",
+    "evict",
+    "heartbeat",
+    "ping",
+    "pong",
+    "prewarm",
+    "report",
+    "submit",
+    "withdraw",
+]
 SENT: Mapping[str, tuple[str, ...]] = {
     "worker": ("heartbeat", "report"),
     "controller": ("accepted", "delivery", "dispatch", "pong", "withdraw"),
@@ -34,14 +51,28 @@ RECEIVED: Mapping[str, tuple[str, ...]] = {
 }
 """Messages by the roles between which they travel; drain, evict and prewarm come from whoever operates a worker."""
 
-_WAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"upstream": SENT, "downstream": RECEIVED}
-_SHARE_MIN = 1e-6
+_WAYS: Mapping[Direction, Mapping[str, tuple[str, ...]]] = {"upstream": SENT, "downstream": RECEIVED}
 _DURATION_S_MIN = 3.0
+_WAIT_MS_MAX = 60_000
+"""What comes later than that comes after every deadline."""
 _WATCH_S = 2.0
 _HITS = 2.0
 """So many hits are waited for, on average, where a small share of one message in half a second makes them rare."""
 _MARGIN_S = 0.5
 _POLL_S = 0.2
+
+
+class MessageOptions(Options, frozen=True):
+    """What all of these kinds can be told."""
+
+    message: Annotated[MessageName, msgspec.Meta(description="without it all are meant")] | None = None
+    direction: Annotated[Direction, msgspec.Meta(description="of which the message says its own")] | None = None
+    share: Annotated[float, msgspec.Meta(ge=0.001, le=1)] = 1.0
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """What the kind adds to the rule, in the proxy's words."""
+        return ()
 
 
 class MessageFault(Lasting):
@@ -50,18 +81,14 @@ class MessageFault(Lasting):
     KIND: ClassVar[str]
     COLOUR: ClassVar[str]
     MEDDLING: ClassVar[Meddling]
-    OPTIONS: ClassVar[Mapping[str, str]] = {}
-    """The kind's own options, and what the proxy calls them."""
+    TERMS: ClassVar[Terms[MessageOptions]]
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_roles(spec, LINKED)
-        demand_options(spec, ("message", "direction", "share", *self.OPTIONS))
-        if spec.duration_s < _DURATION_S_MIN:
-            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
-        self._share = number(spec, "share", 1.0, _SHARE_MIN, 1.0)
-        self._rules = {target: self._rule(spec, target) for target in spec.targets}
+        options = self.TERMS.read(spec)
+        self._share = options.share
+        self._rules = {target: self._rule(options, target) for target in spec.targets}
+        self._targets = spec.targets
         self._nodes = nodes
-        self._all_workers = all(node in spec.targets for node in nodes if role_of(node) == "worker")
         self._ttl_s = spec.ttl_s
         self._watch_s = min(max(_WATCH_S, _HITS / self._share), spec.duration_s - _MARGIN_S)
         self._before: dict[str, LinkState] = {}
@@ -71,16 +98,11 @@ class MessageFault(Lasting):
     @property
     def explains(self) -> tuple[str, ...]:
         """See Fault."""
-        codes = [Code.DEADLINE_EXCEEDED]
-        # A retry is not owed to a request that had used up its attempts or its deadline.
-        codes += [Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN, Code.WORKER_LOST]
-        roles = {role_of(target) for target in self._rules}
-        if roles != {"worker"}:
-            codes.append(Code.CONTROLLER_UNREACHABLE)
+        codes = [*LATE, Code.STREAM_BROKEN, Code.WORKER_LOST]
         # A controller that hears no heartbeats knows no workers.
-        if self._all_workers or "controller" in roles:
+        if any(role_of(target) == "controller" for target in self._targets):
             codes.append(Code.NO_WORKERS_AVAILABLE)
-        return tuple(codes)
+        return explained(self._targets, self._nodes, *codes)
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -118,21 +140,14 @@ class MessageFault(Lasting):
 
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault. Healed means that the rule is gone and the node's connection answers."""
-        began_s = world.now()
-        facts: dict[str, object] = {}
-        for target, rule in self._rules.items():
-            while True:
-                gone = await world.messages(target).meddled(rule) is None
-                state = await world.link(target).inspect()
-                healed = gone and state.connected and state.answered and state.broker_in is not None
-                after_s = round(world.now() - began_s, 3) if healed else None
-                facts[target] = {"gone": gone, "answers_after_s": after_s, "undecoded": state.undecoded}
-                if healed:
-                    break
-                if world.now() - began_s > limit_s:
-                    return Evidence(False, facts)
-                await world.sleep(_POLL_S)
-        return Evidence(True, facts)
+
+        async def look(target: str) -> tuple[bool, dict[str, object]]:
+            gone = await world.messages(target).meddled(self._rules[target]) is None
+            state = await world.link(target).inspect()
+            healed = gone and state.connected and state.answered and state.broker_in is not None
+            return healed, {"gone": gone, "undecoded": state.undecoded}
+
+        return await until_healed(world, self._targets, look, limit_s)
 
     async def _look(self, world: World) -> Evidence:
         facts: dict[str, object] = {}
@@ -172,29 +187,21 @@ class MessageFault(Lasting):
                 continue
         return found
 
-    def _rule(self, spec: FaultSpec, target: str) -> MessageRule:
-        message, direction = spec.options.get("message", ""), spec.options.get("direction")
-        known = sorted({name for way in _WAYS.values() for names in way.values() for name in names})
-        if message not in ("", *known):
-            raise ValueError(f"options.message: expected one of {', '.join(known)}, got {message!r}")
-        if direction not in (None, *_WAYS):
-            raise ValueError(f"options.direction: expected upstream or downstream, got {direction!r}")
-        ways = [way for way, of in _WAYS.items() if message in ("", *of[role_of(target)]) and direction in (None, way)]
+    def _rule(self, options: MessageOptions, target: str) -> MessageRule:
+        message, direction = options.message or "", options.direction
+        role = role_of(target)
+        ways: list[Direction] = [
+            way for way, of in _WAYS.items() if message in ("", *of[role]) and direction in (None, way)
+        ]
         if not ways:
             raise ValueError(f"options.message: {target} has no {message} {direction or 'in either direction'}")
         if len(ways) > 1:
             raise ValueError("options.direction: expected upstream or downstream where no message is named")
-        attributes = tuple(
-            (name, cast(int, spec.options[option])) for option, name in self.OPTIONS.items() if option in spec.options
-        )
-        rule = MessageRule(self.MEDDLING, cast(Direction, ways[0]), str(message), self._share, attributes)
-        try:
-            check_message_attributes(toxic_kind(rule), toxic_attributes(rule))
-        except ValueError as error:
-            name, _, what = str(error).removeprefix("attribute ").partition(": ")
-            option = next((option for option, called in self.OPTIONS.items() if called == name), name)
-            raise ValueError(f"options.{option}: {what}") from None
-        return rule
+        return MessageRule(self.MEDDLING, ways[0], message, self._share, options.attributes)
+
+
+def _terms(options: type[MessageOptions]) -> Terms[Any]:
+    return Terms(roles=LINKED, duration_s_min=_DURATION_S_MIN, options=options)
 
 
 class DropMessages(MessageFault):
@@ -203,45 +210,96 @@ class DropMessages(MessageFault):
     KIND: ClassVar[str] = "drop_messages"
     COLOUR: ClassVar[str] = "#0077bb"
     MEDDLING: ClassVar[Meddling] = Meddling.DROP
+    TERMS: ClassVar[Terms[MessageOptions]] = _terms(MessageOptions)
+
+
+class DelayOptions(MessageOptions, frozen=True):
+    """See DelayMessages."""
+
+    delay_ms: Annotated[int, msgspec.Meta(ge=1, le=_WAIT_MS_MAX)] = 100
+    jitter_ms: Annotated[int, msgspec.Meta(ge=0, le=_WAIT_MS_MAX, description="at most delay_ms")] = 0
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """See MessageOptions."""
+        return (("delay", self.delay_ms), ("jitter", self.jitter_ms))
 
 
 class DelayMessages(MessageFault):
-    """A share of the messages comes `delay_ms` late (default 100), give or take `jitter_ms`; others overtake them."""
+    """A share of the messages comes `delay_ms` late, give or take `jitter_ms`; others overtake them."""
 
     KIND: ClassVar[str] = "delay_messages"
     COLOUR: ClassVar[str] = "#77aadd"
     MEDDLING: ClassVar[Meddling] = Meddling.DELAY
-    OPTIONS: ClassVar[Mapping[str, str]] = {"delay_ms": "delay", "jitter_ms": "jitter"}
+    TERMS: ClassVar[Terms[DelayOptions]] = _terms(DelayOptions)
+
+    def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
+        super().__init__(spec, nodes)
+        options = self.TERMS.read(spec)
+        if options.jitter_ms > options.delay_ms:
+            said = f"expected at most delay_ms = {options.delay_ms}, got {options.jitter_ms}"
+            raise ValueError(f"options.jitter_ms: {said}")
+
+
+class DuplicateOptions(MessageOptions, frozen=True):
+    """See DuplicateMessages."""
+
+    copies: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """See MessageOptions."""
+        return (("copies", self.copies),)
 
 
 class DuplicateMessages(MessageFault):
-    """A share of the messages comes more than once: `copies` more (default 1), right behind the message itself."""
+    """A share of the messages comes more than once: `copies` more, right behind the message itself."""
 
     KIND: ClassVar[str] = "duplicate_messages"
     COLOUR: ClassVar[str] = "#bb5566"
     MEDDLING: ClassVar[Meddling] = Meddling.DUPLICATE
-    OPTIONS: ClassVar[Mapping[str, str]] = {"copies": "copies"}
+    TERMS: ClassVar[Terms[DuplicateOptions]] = _terms(DuplicateOptions)
+
+
+class ReorderOptions(MessageOptions, frozen=True):
+    """See ReorderMessages."""
+
+    window: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
+    hold_ms: Annotated[int, msgspec.Meta(ge=1, le=_WAIT_MS_MAX)] = 100
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """See MessageOptions."""
+        return (("window", self.window), ("hold", self.hold_ms))
 
 
 class ReorderMessages(MessageFault):
-    """A share of the messages is held until `window` of them wait (default 8), or for `hold_ms` (default 100).
-
-    Then they go on, shuffled.
-    """
+    """A share of the messages is held until `window` of them wait, or for `hold_ms`. Then they go on, shuffled."""
 
     KIND: ClassVar[str] = "reorder_messages"
     COLOUR: ClassVar[str] = "#88ccee"
     MEDDLING: ClassVar[Meddling] = Meddling.REORDER
-    OPTIONS: ClassVar[Mapping[str, str]] = {"window": "window", "hold_ms": "hold"}
+    TERMS: ClassVar[Terms[ReorderOptions]] = _terms(ReorderOptions)
+
+
+class CorruptOptions(MessageOptions, frozen=True):
+    """See CorruptMessages."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """See MessageOptions."""
+        return (("bytes", self.bytes),)
 
 
 class CorruptMessages(MessageFault):
-    """A share of the messages comes with other `bytes` (default 1 of them changed) in its payload."""
+    """A share of the messages comes with so many `bytes` of its payload changed."""
 
     KIND: ClassVar[str] = "corrupt_messages"
     COLOUR: ClassVar[str] = "#661100"
     MEDDLING: ClassVar[Meddling] = Meddling.CORRUPT
-    OPTIONS: ClassVar[Mapping[str, str]] = {"bytes": "bytes"}
+    TERMS: ClassVar[Terms[CorruptOptions]] = _terms(CorruptOptions)
 
 
 def lacking(direction: Direction, before: LinkState, now: LinkState) -> int | None:

@@ -11,48 +11,33 @@ from typing import ClassVar
 from analysis.schema import EventRow
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.roles import LINKED, demand_options, demand_roles
+from chaos.faults.lines import HurtLines, until_healed
+from chaos.faults.roles import LINKED
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import Cut, LinkState, World
-from cluster.errors import Code
 
 _SETTLE_S = 0.2
 _WATCH_S = 1.1
 _RESET_EVERY_S = 3.0
-_POLL_S = 0.1
-_DURATION_S_MIN = 2.5
+DURATION_S_MIN = 2.5
 
 
-class Partition:
+class Partition(HurtLines):
     """Cuts every target's link for as long as the fault lasts."""
 
     KIND: ClassVar[str] = "partition"
     COLOUR: ClassVar[str] = "#d55e00"
 
+    TERMS: ClassVar[Terms[Options]] = Terms(
+        roles=LINKED, duration_s_min=DURATION_S_MIN, options=Options, modes=tuple(cut.value for cut in Cut)
+    )
+
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_roles(spec, LINKED)
-        demand_options(spec, (), modes=tuple(cut.value for cut in Cut))
-        assert spec.mode is not None
-        if spec.duration_s < _DURATION_S_MIN:
-            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
-        self._cut = Cut(spec.mode)
-        self._targets = spec.targets
-        self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
-        self._ttl_s = spec.ttl_s
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
+        self._cut = Cut(str(spec.mode))
         self._before: dict[str, LinkState] = {}
         self._missed: dict[str, int] = {}
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        codes = [Code.DEADLINE_EXCEEDED]
-        if any(not target.startswith("worker-") for target in self._targets):
-            codes.append(Code.CONTROLLER_UNREACHABLE)
-        if self._all_workers:
-            codes.append(Code.NO_WORKERS_AVAILABLE)
-        # A retry is not owed to a request that had used up its attempts or its deadline.
-        codes += [Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
-        codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE]
-        return tuple(codes)
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -123,26 +108,14 @@ class Partition:
             return False, "the node's own message came back over its present connection"
         return True, "nothing that the node sends comes back to it"
 
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        for target in self._targets:
-            await world.link(target).restore()
-
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault. Healed means that the victim's present connection answers and the broker lists it."""
-        began_s = world.now()
-        facts: dict[str, object] = {}
-        for target in self._targets:
-            while True:
-                state = await world.link(target).inspect()
-                if state.connected and state.answered and state.broker_in is not None:
-                    facts[target] = {"answers_after_s": round(world.now() - began_s, 3), "state": _facts(state)}
-                    break
-                if world.now() - began_s > limit_s:
-                    facts[target] = {"answers_after_s": None, "state": _facts(state)}
-                    return Evidence(False, facts)
-                await world.sleep(_POLL_S)
-        return Evidence(True, facts)
+
+        async def look(target: str) -> tuple[bool, dict[str, object]]:
+            state = await world.link(target).inspect()
+            return works(state), {"state": _facts(state)}
+
+        return await until_healed(world, self._targets, look, limit_s)
 
     async def _inspect(self, world: World, target: str) -> LinkState:
         """The link as it is now, with the broker's view of the connection that was there before the cut."""
@@ -178,6 +151,11 @@ def judge(cut: Cut, before: LinkState, early: LinkState, late: LinkState) -> tup
 
 def _advanced(early: int | None, late: int | None) -> bool:
     return early is not None and late is not None and late > early
+
+
+def works(state: LinkState) -> bool:
+    """Whether a node's present connection answers, and the broker lists it."""
+    return state.connected and state.answered and state.broker_in is not None
 
 
 def _facts(state: LinkState) -> dict[str, object]:

@@ -5,15 +5,14 @@ from typing import Any
 
 import msgspec
 
-from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.roles import HOSTED, demand_options, demand_roles
+from chaos.faults.roles import is_worker
 from chaos.worlds.world import HandleError, Life, Member, ProcessState, World
-from cluster.errors import Code
 
 PROOF_S = 2.0
 """For how long the proof of a bite is waited for, seconds."""
-_DURATION_S_MIN = 2.5
+DURATION_S_MIN = 2.5
+"""A fault of processes is proved within this time, seconds."""
 _POLL_S = 0.2
 
 Members = Mapping[str, Mapping[str, Member]]
@@ -21,31 +20,6 @@ Members = Mapping[str, Mapping[str, Member]]
 
 Judge = Callable[[str, ProcessState, Members], tuple[bool, str]]
 """Whether a target is as it should be now, and why one may say so."""
-
-
-def demand_process(spec: FaultSpec, options: Sequence[str], roles: Sequence[str] = HOSTED) -> None:
-    """Raises ValueError unless the spec is about processes, long enough, and has none but these options."""
-    demand_roles(spec, roles)
-    demand_options(spec, options)
-    if spec.duration_s < _DURATION_S_MIN:
-        raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proof takes")
-
-
-def is_worker(target: str) -> bool:
-    """Whether the name is that of a worker."""
-    return target.startswith("worker-")
-
-
-def explained(targets: Sequence[str], nodes: Sequence[str], *extra: Code) -> tuple[str, ...]:
-    """Error codes that callers may see when these processes are away."""
-    # A retry is not owed to a request that had used up its attempts or its deadline.
-    codes = [Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
-    codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE, *extra]
-    if not all(is_worker(target) for target in targets):
-        codes.append(Code.CONTROLLER_UNREACHABLE)
-    if all(node in targets for node in nodes if is_worker(node)):
-        codes.append(Code.NO_WORKERS_AVAILABLE)
-    return tuple(codes)
 
 
 async def inspect(world: World, targets: Iterable[str]) -> dict[str, ProcessState]:

@@ -1,36 +1,32 @@
 """`restart`: workers or controllers are restarted one after the other, as an update rolls through a cluster.
 
-Each worker is drained first, for at most the option `drain_limit_s` (default 10 s; 0: not at all). The next target has
-its turn when the last one is back in the controllers' eyes, and `between_s` (default 1 s) later. The fault ends with
+Each worker is drained first, for at most `drain_limit_s` (0: not at all). The next target has
+its turn when the last one is back in the controllers' eyes, and `between_s` later. The fault ends with
 the last target, or at its end, by which all must have had their turn. It is proved by every target's new incarnation:
 it answers, the controllers have heard it, and the broker lists the connection of before no more.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from analysis.schema import EventRow
 from chaos.experiment import FaultSpec
+from chaos.faults.codes import LOST, explained
 from chaos.faults.fault import Evidence
-from chaos.faults.processes import (
-    PROOF_S,
-    Members,
-    Return,
-    demand_process,
-    explained,
-    inspect,
-    is_renewed,
-    is_worker,
-    watch,
-)
-from chaos.faults.roles import number
+from chaos.faults.processes import DURATION_S_MIN, PROOF_S, Members, Return, inspect, is_renewed, watch
+from chaos.faults.roles import HOSTED, is_worker
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import ProcessState, World
 from cluster.errors import Code
 
-_DRAIN_LIMIT_S = 10.0
-_DRAIN_LIMIT_S_MAX = 600.0
-_BETWEEN_S = 1.0
-_BETWEEN_S_MAX = 3_600.0
+
+class RestartOptions(Options, frozen=True):
+    """See the module."""
+
+    between_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] = 1.0
+    drain_limit_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 10.0
 
 
 class Restart:
@@ -38,21 +34,28 @@ class Restart:
 
     KIND: ClassVar[str] = "restart"
     COLOUR: ClassVar[str] = "#44aa99"
+    AT_ONCE: ClassVar[int] = 1
+    TERMS: ClassVar[Terms[RestartOptions]] = Terms(roles=HOSTED, duration_s_min=DURATION_S_MIN, options=RestartOptions)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_process(spec, ("between_s", "drain_limit_s"))
-        self._between_s = number(spec, "between_s", _BETWEEN_S, 0.0, _BETWEEN_S_MAX)
-        self._drain_limit_s = number(spec, "drain_limit_s", _DRAIN_LIMIT_S, 0.0, _DRAIN_LIMIT_S_MAX)
+        options = self.TERMS.read(spec)
+        self._between_s = options.between_s
+        self._drain_limit_s = options.drain_limit_s
         self._targets = spec.targets
-        # Only one of several is away at a time.
-        alone = spec.targets if len(spec.targets) == 1 else tuple(name for name in spec.targets if not is_worker(name))
-        self.explains = explained(alone, nodes, Code.WORKER_DRAINING)
+        self._nodes = nodes
         self._waiting = list(spec.targets)
         self._before: dict[str, ProcessState] = {}
         self._members: Members = {}
         self._unfinished: list[str] = []
         self._begun: list[str] = []
         self._renewed: list[str] = []
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """See Fault. Only one of several is away at a time."""
+        several = len(self._targets) > 1
+        alone = [name for name in self._targets if not (several and is_worker(name))]
+        return explained(alone, self._nodes, *LOST, Code.WORKER_DRAINING)
 
     async def inject(self, world: World) -> None:
         """See Fault."""

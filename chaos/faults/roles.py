@@ -16,6 +16,11 @@ def role_of(target: str) -> str:
     return target.split("-")[0]
 
 
+def is_worker(target: str) -> bool:
+    """Whether the name is that of a worker."""
+    return role_of(target) == "worker"
+
+
 def demand_roles(spec: FaultSpec, roles: Collection[str]) -> None:
     """Raises ValueError (field, then what was expected) unless every target plays one of `roles`."""
     for target in spec.targets:
@@ -33,11 +38,3 @@ def demand_options(spec: FaultSpec, known: Collection[str], *, modes: Sequence[s
         raise ValueError(f"mode: {spec.kind} has no modes, got {spec.mode!r}")
     if modes and spec.mode not in modes:
         raise ValueError(f"mode: expected one of {', '.join(modes)}, got {spec.mode!r}")
-
-
-def number(spec: FaultSpec, option: str, default: float | None, least: float, most: float) -> float:
-    """A numeric option between `least` and `most`; default None: it must be given. Raises ValueError."""
-    value = spec.options.get(option, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ValueError(f"options.{option}: expected a number from {least:g} to {most:g}, got {value!r}")
-    return float(value)

@@ -6,22 +6,20 @@ only make them slower.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import msgspec
 
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.roles import LINKED, demand_roles, number
-from chaos.worlds.world import ECHO_S, HandleError, Shape, World
-from cluster.errors import Code
+from chaos.faults.lines import HurtLines, until_healed
+from chaos.faults.terms import Options
+from chaos.worlds.world import ECHO_S, Direction, HandleError, Shape, World
 
-DIRECTIONS = ("both", "upstream", "downstream")
 SHARE_MIN = 0.8
 """Of the least that a shape must add to an echo, how much has to be seen."""
-_DURATION_S_MIN = 5.0
+DURATION_S_MIN = 5.0
 _ECHOES = 3
-_POLL_S = 0.1
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -31,34 +29,27 @@ class Probe(msgspec.Struct, frozen=True):
     least_s: float
 
 
-class ShapedLine:
+class LineOptions(Options, frozen=True):
+    """What every kind of bad line can be told."""
+
+    direction: Literal["both", "upstream", "downstream"] = "both"
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Each way that is meant."""
+        return ("upstream", "downstream") if self.direction == "both" else (self.direction,)
+
+
+class ShapedLine(HurtLines):
     """Shapes every target's line for as long as the fault lasts. Kinds say which shape, and how it shows."""
 
-    KIND: ClassVar[str]
-
     def __init__(self, spec: FaultSpec, nodes: Sequence[str], shape: Shape, probe: Probe) -> None:
-        demand_roles(spec, LINKED)
-        if spec.duration_s < _DURATION_S_MIN:
-            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proofs take")
         assert 0 < probe.least_s < ECHO_S, "it could not be told from a message that is lost"
-        self._targets = spec.targets
-        self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
-        self._ttl_s = spec.ttl_s
+        super().__init__(spec, nodes)
         self._shape = shape
         self._probe = probe
         self._before: dict[str, float | None] = {}
         self._until_s = 0.0
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault. A line can be so bad that it is as good as cut."""
-        codes = [Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
-        codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE]
-        if any(not target.startswith("worker-") for target in self._targets):
-            codes.append(Code.CONTROLLER_UNREACHABLE)
-        if self._all_workers:
-            codes.append(Code.NO_WORKERS_AVAILABLE)
-        return tuple(codes)
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -81,26 +72,15 @@ class ShapedLine:
         await world.sleep(self._until_s - world.now())
         return evidence
 
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        for target in self._targets:
-            await world.link(target).restore()
-
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault. Healed means that a message to itself is as quick as before, give or take half of the effect."""
-        began_s = world.now()
-        facts: dict[str, object] = {}
-        for target in self._targets:
-            while True:
-                now_s, before_s = await world.link(target).echo(self._probe.payload_bytes), self._before.get(target)
-                quick = now_s is not None and now_s < (before_s or 0.0) + self._probe.least_s / 2
-                if quick or world.now() - began_s > limit_s:
-                    facts[target] = {"echo_s": now_s, "after_s": round(world.now() - began_s, 3) if quick else None}
-                    break
-                await world.sleep(_POLL_S)
-            if not quick:
-                return Evidence(False, facts)
-        return Evidence(True, facts)
+
+        async def look(target: str) -> tuple[bool, dict[str, object]]:
+            now_s, before_s = await world.link(target).echo(self._probe.payload_bytes), self._before.get(target)
+            quick = now_s is not None and now_s < (before_s or 0.0) + self._probe.least_s / 2
+            return quick, {"echo_s": now_s}
+
+        return await until_healed(world, self._targets, look, limit_s)
 
     async def _look(self, world: World) -> Evidence:
         facts: dict[str, object] = {}
@@ -161,24 +141,3 @@ def judge(probe: Probe, before_s: float | None, now_s: float | None) -> tuple[bo
     if longer_s >= SHARE_MIN * probe.least_s:
         return True, said
     return False, f"{said}, not the {probe.least_s:.3f} s that it must"
-
-
-def direction_of(spec: FaultSpec) -> tuple[Shape, int]:
-    """A shape of nothing yet in the option `direction`, and how many ways that is. Raises ValueError."""
-    direction = spec.options.get("direction", "both")
-    match direction:
-        case "both":
-            return Shape(), 2
-        case "upstream":
-            return Shape(directions=("upstream",)), 1
-        case "downstream":
-            return Shape(directions=("downstream",)), 1
-    raise ValueError(f"options.direction: expected one of {', '.join(DIRECTIONS)}, got {direction!r}")
-
-
-def whole_number(spec: FaultSpec, option: str, default: int | None, least: int, most: int) -> int:
-    """As roles.number, for what Toxiproxy counts in whole numbers. Raises ValueError."""
-    value = number(spec, option, default, least, most)
-    if value != int(value):
-        raise ValueError(f"options.{option}: expected a whole number, got {value:g}")
-    return int(value)

@@ -9,20 +9,27 @@ each direction, takes longer than before by 80 % of that, or does not come back 
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from msgspec.structs import replace
+import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.roles import demand_options
-from chaos.faults.shaped import Probe, ShapedLine, direction_of, whole_number
-from chaos.worlds.world import PAYLOAD_BYTES_MAX
+from chaos.faults.roles import LINKED
+from chaos.faults.shaped import DURATION_S_MIN, LineOptions, Probe, ShapedLine
+from chaos.faults.terms import Terms
+from chaos.worlds.world import PAYLOAD_BYTES_MAX, Shape
 
 _PROBE_S = 0.3
 """How long the pauses for the probe take at least. Pieces may be half as large, so it takes twice as long at most."""
-_AVERAGE_BYTES = (1, 32_768)
-_DELAY_US = (1_000, 1_000_000)
-"""Shorter pauses are as long as the proxy's timers make them, and nobody can say how long."""
+_MOST_BYTES = 32_768
+
+
+class SlicerOptions(LineOptions, frozen=True, kw_only=True):
+    """See the module. Shorter pauses are as long as the proxy's timers make them, and nobody can say how long."""
+
+    average_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MOST_BYTES)]
+    variation_bytes: Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES, description="at most average_bytes")] = 0
+    delay_us: Annotated[int, msgspec.Meta(ge=1_000, le=1_000_000, description="longer for large pieces")]
 
 
 class Slicer(ShapedLine):
@@ -30,24 +37,25 @@ class Slicer(ShapedLine):
 
     KIND: ClassVar[str] = "slicer"
     COLOUR: ClassVar[str] = "#ee99aa"
+    TERMS: ClassVar[Terms[SlicerOptions]] = Terms(roles=LINKED, duration_s_min=DURATION_S_MIN, options=SlicerOptions)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_options(spec, ("average_bytes", "variation_bytes", "delay_us", "direction"))
-        average = whole_number(spec, "average_bytes", None, *_AVERAGE_BYTES)
-        variation = whole_number(spec, "variation_bytes", 0, 0, average)
-        delay_us = whole_number(spec, "delay_us", None, *_DELAY_US)
+        options = self.TERMS.read(spec)
+        average, variation, delay_us = options.average_bytes, options.variation_bytes, options.delay_us
+        if variation > average:
+            raise ValueError(f"options.variation_bytes: expected at most average_bytes = {average}, got {variation}")
         largest = average + variation
         pieces = max(2, math.ceil(_PROBE_S / (delay_us / 1_000_000)))
         payload_bytes = pieces * largest
         if payload_bytes > PAYLOAD_BYTES_MAX:
             least_us = math.ceil(_PROBE_S * 1_000_000 * largest / PAYLOAD_BYTES_MAX)
             raise ValueError(f"options.delay_us: expected at least {least_us} for such large pieces, got {delay_us}")
-        blank, ways = direction_of(spec)
-        shape = replace(
-            blank,
+        shape = Shape(
             slice_bytes=average,
             slice_variation_bytes=variation,
             slice_delay_s=delay_us / 1_000_000,
+            directions=options.directions,
         )
         # With pauses of a second two pieces are enough, and what takes longer than an echo may is not waited for.
-        super().__init__(spec, nodes, shape, Probe(payload_bytes, min(ways * _PROBE_S, 1.0)))
+        least_s = min(len(options.directions) * _PROBE_S, 1.0)
+        super().__init__(spec, nodes, shape, Probe(payload_bytes, least_s))

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from chaos.experiment import FaultSpec
 from chaos.faults.fault import Evidence
-from chaos.faults.roles import LINKED, demand_options, demand_roles
+from chaos.faults.lines import HurtLines, until_healed
+from chaos.faults.roles import LINKED
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import ECHO_S, PAYLOAD_BYTES_MAX, HandleError, LinkState, Shape, World
-from cluster.errors import Code
 
 _BYTES_PER_S = 1_000
 """The least that Toxiproxy lets flow. At nothing at all it would be a partition."""
@@ -31,34 +32,20 @@ _POLL_S = 0.25
 _DURATION_S_MIN = 6.0
 
 
-class SlowConsumer:
+class SlowConsumer(HurtLines):
     """Makes every target a slow reader, and gives it too much to read."""
 
     KIND: ClassVar[str] = "slow_consumer"
     COLOUR: ClassVar[str] = "#994455"
 
+    TERMS: ClassVar[Terms[Options]] = Terms(roles=LINKED, duration_s_min=_DURATION_S_MIN, options=Options)
+
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_roles(spec, LINKED)
-        demand_options(spec, ())
-        if spec.duration_s < _DURATION_S_MIN:
-            raise ValueError(f"duration_s: expected at least {_DURATION_S_MIN:g} s, for that long the proofs take")
-        self._targets = spec.targets
-        self._all_workers = all(node in spec.targets for node in nodes if node.startswith("worker-"))
-        self._ttl_s = spec.ttl_s
+        self.TERMS.read(spec)
+        super().__init__(spec, nodes)
         self._flooded: dict[str, int] = {}
         self._treated: dict[str, list[int]] = {target: [] for target in spec.targets}
         self._seen: dict[str, dict[int, str]] = {target: {} for target in spec.targets}
-
-    @property
-    def explains(self) -> tuple[str, ...]:
-        """See Fault."""
-        codes = [Code.DEADLINE_EXCEEDED, Code.FIRST_TOKEN_TIMEOUT, Code.STREAM_STALLED, Code.STREAM_BROKEN]
-        codes += [Code.WORKER_LOST, Code.WORKER_UNREACHABLE]
-        if any(not target.startswith("worker-") for target in self._targets):
-            codes.append(Code.CONTROLLER_UNREACHABLE)
-        if self._all_workers:
-            codes.append(Code.NO_WORKERS_AVAILABLE)
-        return tuple(codes)
 
     async def inject(self, world: World) -> None:
         """See Fault."""
@@ -94,27 +81,16 @@ class SlowConsumer:
             await self._look(world, target)
         return self._evidence()
 
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        for target in self._targets:
-            await world.link(target).restore()
-
     async def verify_healed(self, world: World, limit_s: float) -> Evidence:
         """See Fault. Healed means that the node's present connection answers and nothing waits for it."""
-        began_s = world.now()
-        facts: dict[str, object] = {}
-        for target in self._targets:
-            while True:
-                state = await world.link(target).inspect()
-                pending = state.broker_pending_bytes
-                healed = state.connected and state.answered and pending is not None and pending < _PENDING_BYTES_MIN
-                if healed or world.now() - began_s > limit_s:
-                    break
-                await world.sleep(_POLL_S)
-            facts[target] = {"answers_after_s": round(world.now() - began_s, 3), "pending_bytes": pending}
-            if not healed:
-                return Evidence(False, facts)
-        return Evidence(True, facts)
+
+        async def look(target: str) -> tuple[bool, dict[str, object]]:
+            state = await world.link(target).inspect()
+            pending = state.broker_pending_bytes
+            healed = state.connected and state.answered and pending is not None and pending < _PENDING_BYTES_MIN
+            return healed, {"pending_bytes": pending}
+
+        return await until_healed(world, self._targets, look, limit_s)
 
     async def _flood(self, world: World, target: str) -> None:
         """Send more to the node than can be on the way to it. What it sends itself goes up unhindered."""

@@ -1,84 +1,49 @@
 """`stop`: workers finish what they have and end; controllers end in an orderly way. They start again at the heal.
 
-A worker is drained first, for at most the option `drain_limit_s` (default 10 s): it takes nothing new, and nothing
+A worker is drained first, for at most `drain_limit_s`: it takes nothing new, and nothing
 that it has may be lost. It is proved when the worker had finished, the system knows the process no more and the broker
 lists its connection no more; the heal, when a new incarnation answers and every controller calls it ready.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from chaos.experiment import FaultSpec
-from chaos.faults.fault import Evidence, Lasting
-from chaos.faults.processes import (
-    PROOF_S,
-    Members,
-    Return,
-    demand_process,
-    explained,
-    inspect,
-    is_gone,
-    is_worker,
-    side_by_side,
-    watch,
-)
-from chaos.faults.roles import number
+from chaos.faults.hurting import HurtProcesses
+from chaos.faults.processes import DURATION_S_MIN, Members, is_gone
+from chaos.faults.roles import HOSTED, is_worker
+from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import ProcessState, World
 from cluster.errors import Code
 
-_DRAIN_LIMIT_S = 10.0
-_DRAIN_LIMIT_S_MAX = 600.0
+
+class StopOptions(Options, frozen=True):
+    """See the module."""
+
+    drain_limit_s: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0
 
 
-class Stop(Lasting):
+class Stop(HurtProcesses):
     """Stops every target."""
 
     KIND: ClassVar[str] = "stop"
     COLOUR: ClassVar[str] = "#999933"
+    TERMS: ClassVar[Terms[StopOptions]] = Terms(roles=HOSTED, duration_s_min=DURATION_S_MIN, options=StopOptions)
+    CODES: ClassVar[tuple[Code, ...]] = (Code.WORKER_DRAINING,)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
-        demand_process(spec, ("drain_limit_s",))
-        self._drain_limit_s = number(spec, "drain_limit_s", _DRAIN_LIMIT_S, 0.1, _DRAIN_LIMIT_S_MAX)
-        self._targets = spec.targets
-        self.explains = explained(spec.targets, nodes, Code.WORKER_DRAINING)
-        self._before: dict[str, ProcessState] = {}
-        self._members: Members = {}
+        self._drain_limit_s = self.TERMS.read(spec).drain_limit_s
+        super().__init__(spec, nodes)
         self._unfinished: list[str] = []
-        self._down: list[str] = []
 
-    async def inject(self, world: World) -> None:
-        """See Fault."""
-        self._before = await inspect(world, self._targets)
-        self._members = await world.members()
-        await side_by_side(world, [self._end(world, target) for target in self._targets])
-
-    async def verify(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._targets, self._judge, PROOF_S)
-
-    async def verify_end(self, world: World) -> Evidence:
-        """See Fault."""
-        return await watch(world, self._targets, self._judge, 0.0)
-
-    async def heal(self, world: World) -> None:
-        """See Fault."""
-        await side_by_side(world, [self._bring_back(world, target) for target in self._down])
-
-    async def verify_healed(self, world: World, limit_s: float) -> Evidence:
-        """See Fault."""
-        return await Return(self._before, self._members, self._targets).proof(world, limit_s)
-
-    async def _end(self, world: World, target: str) -> None:
-        process = world.process(target)
+    async def _strike(self, world: World, target: str) -> None:
         # One that drains takes nothing new for good, so it needs a successor from here on.
-        self._down.append(target)
+        process = world.process(target)
         if is_worker(target) and not await process.drain(self._drain_limit_s):
             self._unfinished.append(target)
         await process.stop()
-
-    async def _bring_back(self, world: World, target: str) -> None:
-        await world.process(target).restart()
-        self._down.remove(target)
 
     def _judge(self, target: str, state: ProcessState, members: Members) -> tuple[bool, str]:
         if target in self._unfinished:

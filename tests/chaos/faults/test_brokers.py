@@ -47,27 +47,27 @@ def test_what_a_kind_does_not_allow_is_refused_by_field(kind: str, fields: dict[
 @pytest.mark.parametrize("before", [None, GONE, replace(BEFORE, greets=False), replace(BEFORE, identity="")])
 def test_a_broker_that_did_not_work_before_proves_nothing(before: BrokerState | None) -> None:
     kill, freeze, restart, duck = _all(before)
-    assert not kill._is_gone(GONE)[0]
-    assert not freeze._stands_still(FROZEN)[0]
-    assert not restart._is_another(ANOTHER)[0]
-    assert not duck._takes_nobody(LEAVING)[0]
+    assert not kill._judge(GONE)[0]
+    assert not freeze._judge(FROZEN)[0]
+    assert not restart._judge(ANOTHER)[0]
+    assert not duck._judge(LEAVING)[0]
 
 
 def test_each_kind_is_proved_by_what_it_does_and_by_nothing_else() -> None:
     kill, freeze, restart, duck = _all(BEFORE)
-    assert kill._is_gone(GONE)[0]
-    assert freeze._stands_still(FROZEN)[0]
-    assert restart._is_another(ANOTHER)[0]
-    assert duck._takes_nobody(LEAVING)[0]
-    assert duck._takes_nobody(GONE)[0], "it has left"
+    assert kill._judge(GONE)[0]
+    assert freeze._judge(FROZEN)[0]
+    assert restart._judge(ANOTHER)[0]
+    assert duck._judge(LEAVING)[0]
+    assert duck._judge(GONE)[0], "it has left"
     for state in (BEFORE, FROZEN, ANOTHER, replace(GONE, greets=True), replace(GONE, identity="B")):
-        assert not kill._is_gone(state)[0]
+        assert not kill._judge(state)[0]
     for state in (BEFORE, GONE, ANOTHER, replace(FROZEN, identity="A"), replace(FROZEN, greets=True)):
-        assert not freeze._stands_still(state)[0]
+        assert not freeze._judge(state)[0]
     for state in (BEFORE, GONE, FROZEN, replace(ANOTHER, identity="A"), replace(ANOTHER, greets=False)):
-        assert not restart._is_another(state)[0]
+        assert not restart._judge(state)[0]
     for state in (BEFORE, FROZEN, ANOTHER, replace(LEAVING, identity="")):
-        assert not duck._takes_nobody(state)[0]
+        assert not duck._judge(state)[0]
 
 
 def _all(before: BrokerState | None) -> tuple[BrokerKill, BrokerFreeze, BrokerRestart, LameDuck]:

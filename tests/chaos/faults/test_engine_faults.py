@@ -53,11 +53,11 @@ def spec(kind: str, **fields: Any) -> FaultSpec:
         ("load_fails", {"mode": "loud"}, "mode: load_fails has no modes, got 'loud'"),
         ("memory_pressure", {}, "options: expected exactly one of bytes, share, room_bytes"),
         ("memory_pressure", {"options": {"bytes": 1, "share": 1}}, "options: expected exactly one of bytes, share, r"),
-        ("memory_pressure", {"options": {"share": 1.1}}, "options.share: expected a number from 0 to 1, got 1.1"),
-        ("memory_pressure", {"options": {"bytes": -1}}, "options.bytes: expected a number from 0 to "),
+        ("memory_pressure", {"options": {"share": 1.1}}, "options.share: expected a number from 0.01 to 1, got 1.1"),
+        ("memory_pressure", {"options": {"bytes": -1}}, "options.bytes: expected a whole number from 1048576 to "),
         ("wrong_token", {"options": {"share": 0}}, "options.share: expected a number from 0.001 to 1, got 0"),
         ("wrong_token", {"targets": ("broker",)}, "targets: wrong_token is for worker, got broker"),
-        ("clock_skew", {}, "options.ahead_s: expected a number from -86400 to 86400, got None"),
+        ("clock_skew", {}, "options.ahead_s: expected a number from -86400 to 86400, got nothing"),
         (
             "clock_skew",
             {"options": {"ahead_s": 0.5}},
@@ -88,7 +88,7 @@ def test_a_wrong_token_explains_nothing_and_only_a_lack_of_workers_the_lack_of_w
     targets: tuple[str, ...],
 ) -> None:
     assert faults.make(spec("wrong_token", targets=targets), NODES).explains == ()
-    for kind, fields in (("slow_down", {}), ("memory_pressure", {"options": {"bytes": 1}})):
+    for kind, fields in (("slow_down", {}), ("memory_pressure", {"options": {"bytes": 2**20}})):
         explains = faults.make(spec(kind, targets=targets, **fields), NODES).explains
         assert (Code.NO_WORKERS_AVAILABLE in explains) == (len(targets) == 2)
         assert Code.ENGINE_ERROR not in explains
@@ -107,7 +107,7 @@ def test_a_pace_is_told_only_of_fresh_and_enough_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("options", "limit"),
-    [({"bytes": 70}, 70), ({"share": 0.5}, 75), ({"room_bytes": 20}, 120), ({"room_bytes": 0}, 100)],
+    [({"bytes": 2**20}, 2**20), ({"share": 0.5}, 75), ({"room_bytes": 20}, 120), ({"room_bytes": 0}, 100)],
 )
 def test_a_memory_limit_is_told_in_one_of_three_ways(options: dict[str, float], limit: int) -> None:
     fault = MemoryPressure(spec("memory_pressure", options=options), NODES)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chaos import faults, run
+from chaos.faults.listing import listing
 from tests.chaos.simulated_runs import conduct
 
 UNPLUG = """
@@ -39,8 +40,9 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *points: str) -> None
 
 def test_every_kind_says_what_it_does_and_has_a_colour_of_its_own() -> None:
     for name, kind in faults.KINDS.items():
-        assert faults.describe(kind).startswith(f"`{name}`")
-        assert len(faults.describe(kind)) > 50
+        told = listing({name: kind})
+        assert told.startswith(f"`{name}`: ")
+        assert len(told.split("\n\n")[0]) > 150
         assert re.fullmatch("#[0-9a-f]{6}", kind.COLOUR)
     colours = [kind.COLOUR for kind in faults.KINDS.values()]
     assert len(set(colours)) == len(colours)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from chaos import faults
 from chaos.experiment import FaultSpec
 from chaos.faults.freeze import stands_still
-from chaos.faults.processes import Return, explained, is_gone, is_renewed
+from chaos.faults.processes import Return, is_gone, is_renewed
 from chaos.worlds.world import Life, Member, ProcessState
 from cluster.errors import Code
 
@@ -76,7 +76,7 @@ def test_options_have_limits(kind: str, option: str, values: tuple[Any, ...]) ->
 def test_it_explains_no_more_errors_than_its_targets_can_cause(
     targets: tuple[str, ...], controller: bool, nobody: bool
 ) -> None:
-    codes = explained(targets, NODES)
+    codes = faults.make(spec("kill", targets=targets), NODES).explains
     assert (Code.CONTROLLER_UNREACHABLE in codes) == controller
     assert (Code.NO_WORKERS_AVAILABLE in codes) == nobody
     assert not {Code.MODEL_NOT_FOUND, Code.INVALID_REQUEST, Code.ENGINE_ERROR, Code.CANCELLED} & set(codes)
