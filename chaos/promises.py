@@ -53,6 +53,8 @@ PROMISES: tuple[Promise, ...] = (
     Promise("When workers return so does the service", "all_workers_offline", "return_to_steady"),
     Promise("What does not fit into memory is refused in time", "memory_pressure", "told_in_time"),
     Promise("When memory is back so is the service", "memory_pressure", "success_after_heal"),
+    Promise("Retries turn 95 % of good requests into more than 99 %", "retry_value", "with_retries"),
+    Promise("A circuit breaker keeps requests away from a sick worker", "breaker_value", "wasted_ratio"),
     Promise("More than 99 % succeed while a node is cut off", "network_partition", "success_during_fault"),
     Promise("The cluster is whole again soon after a cut", "network_partition", "return_to_steady"),
 )
