@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from analysis import closed_load
+from analysis import closed_load, outside
 from analysis.checkers import run_checkers
 from analysis.criterion import Criterion
 from analysis.episodes import episodes
@@ -136,6 +136,8 @@ def evaluate(history: History, name: str, criterion: Criterion) -> CriterionResu
     role = _target_role(history)
     if criterion.when_target is not None and criterion.when_target != role:
         return result(Outcome.NOT_APPLICABLE, f"it is about a fault of a {criterion.when_target}")
+    if history.info.outside and criterion.metric in METRICS and criterion.metric not in outside.SEEN:
+        return result(Outcome.NOT_APPLICABLE, f"{criterion.metric} cannot be seen from outside of the cluster")
     try:
         counted = met_by_a_fault(history) if criterion.while_faulted else history
         seen = measure(
@@ -267,12 +269,16 @@ def _target_role(history: History) -> str | None:
 
 
 def _guard_outcomes(history: History) -> list[tuple[Outcome, str]]:
-    """A stop condition says how much harm is allowed: a run that met one has failed. A stop file says nothing."""
+    """A stop condition says how much harm is allowed: a run that met one has failed. A stop file says nothing.
+
+    A target that was not as it had to be made the run impossible; one whose probes did not hold at the end is sick.
+    """
+    weights = {"stop_condition": Outcome.FAIL, "target": Outcome.INVALID}
     told = history.events[history.events["kind"] == "guard"]
-    return [
-        (Outcome.FAIL if by == "stop_condition" else Outcome.INCONCLUSIVE, f"the run was stopped: {why}")
-        for by, why in zip(told["subject"], told["detail"], strict=True)
-    ]
+    stops = zip(told["subject"], told["detail"], strict=True)
+    found = [(weights.get(by, Outcome.INCONCLUSIVE), f"the run was stopped: {why}") for by, why in stops]
+    refuted = history.events.loc[history.events["kind"] == "probe_refuted", "detail"]
+    return found + [(Outcome.FAIL, f"at the end {line}") for line in refuted]
 
 
 def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:

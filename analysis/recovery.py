@@ -36,6 +36,8 @@ _ABOUT_WRITER = ("link_down", "engine_died", "resubmitted")
 _DISTRUST = ("worker_suspected", "worker_dead", "breaker_opened")
 _TARGETS_SHOWN = 3
 _ALREADY, _SHORT = "already_distrusted", "RESOURCE_LIMIT_EXCEEDED"
+_UNSEEN = "unseen"
+"""Of somebody else's cluster nobody tells who noticed what."""
 
 
 class FaultTimes(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ class FaultTimes(msgspec.Struct, frozen=True):
 
     def explanation(self) -> str:
         """The three times as a sentence."""
+        if self.noticed_how == _UNSEEN:
+            return f"{self.name}: who noticed it cannot be seen from outside; {self.returned()}"
         many = "1 request was" if self.at_risk == 1 else f"{self.at_risk or 'no'} requests were"
         risk = f"{many} at risk"
         return (
@@ -145,7 +149,7 @@ def fault_times(history: History) -> list[FaultTimes]:
                 healed_s=None if math.isinf(fault.healed_s) else fault.healed_s,
                 detection_s=detection_s,
                 noticed_by=distrusting or ("" if noticed is None else noticed[1]),
-                noticed_how=_ALREADY if distrusting else "" if noticed is None else noticed[2],
+                noticed_how=_how(history, distrusting, noticed),
                 mitigation_s=_mitigation(history, fault),
                 return_to_steady_s=back_s,
                 followed=span is not None and span.followed,
@@ -155,7 +159,8 @@ def fault_times(history: History) -> list[FaultTimes]:
                 not_judged="" if span is None or back_s is not None else _cut_off(history, span, windows),
                 tolerance_s=tolerance_s,
                 late=None if distrusting else _late(history, fault, detection_s, tolerance_s),
-                detection_known=detection_s is not None or not (distrusting or _undecided(fault, until_s)),
+                detection_known=not history.info.outside
+                and (detection_s is not None or not (distrusting or _undecided(fault, until_s))),
             )
         )
     return times
@@ -217,8 +222,16 @@ def _undecided(fault: FaultWindow, until_s: float) -> bool:
     return until_s < (math.inf if fault.predicted_s is None else fault.injected_s + fault.predicted_s)
 
 
+def _how(history: History, distrusting: str | None, noticed: tuple[float, str, str] | None) -> str:
+    if history.info.outside:
+        return _UNSEEN
+    return _ALREADY if distrusting else "" if noticed is None else noticed[2]
+
+
 def _first_notice(history: History, fault: FaultWindow, until_s: float) -> tuple[float, str, str] | None:
     """When, by whom and how, before until_s: what is noticed from then on is another fault."""
+    if history.info.outside:
+        return None
     events = history.events[(history.events["time_s"] >= fault.injected_s) & (history.events["time_s"] < until_s)]
     subject = events["kind"].isin(_ABOUT_SUBJECT) & events["subject"].isin(fault.targets)
     writer = events["kind"].isin(_ABOUT_WRITER) & events["node"].isin(fault.targets)
@@ -280,7 +293,7 @@ def _mitigation(history: History, fault: FaultWindow) -> float:
         & attempts["worker"].isin(fault.targets)
         & (attempts["begun_s"] >= fault.injected_s)
         & (attempts["begun_s"] < fault.healed_s)
-        & (attempts["begun_s"] <= attempts["worker"].map(until_s).fillna(math.inf))
+        & (attempts["begun_s"] <= attempts["worker"].map(until_s).astype(float).fillna(math.inf))
         & (attempts["outcome"] != "completed")
     ]
     repeated = events[(events["kind"] == "fault_repeated") & events["subject"].isin(fault.targets)]["time_s"]

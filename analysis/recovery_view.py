@@ -15,6 +15,7 @@ ROWS_MAX = 12
 _NAMES_MAX = 6
 NOTICED = {
     "already_distrusted": "its targets were distrusted already",
+    "unseen": "cannot be seen from outside",
     "attempt_failed": "an attempt failed",
     "attempt_refused": "an attempt was refused",
     "worker_suspected": "heartbeats were overdue",
@@ -109,7 +110,8 @@ def recovery_view(history: History, episodes: Sequence[EpisodeResult]) -> Recove
     if not times:
         return None
     return RecoveryView(
-        steps=_steps(history, times),
+        # Of somebody else's cluster only the return is felt outside.
+        steps=_steps(history, times)[-1 if history.info.outside else 0 :],
         faults=[_fault_line(each, history.info.complete) for each in times[:ROWS_MAX]],
         episodes=[_episode_line(each) for each in episodes[:ROWS_MAX]],
         sentences=[each.explanation() for each in times[:ROWS_MAX]],
@@ -210,7 +212,7 @@ def _fault_line(times: FaultTimes, complete: bool) -> FaultLine:
     if times.detection_s is not None:
         noticed = seconds(times.detection_s)
         noticed_how = f"by {times.noticed_by}: {how}"
-    elif times.noticed_how == "already_distrusted":
+    elif times.noticed_how in ("already_distrusted", "unseen"):
         noticed, noticed_how = "–", how
     elif not times.detection_known:
         soon = "the next fault struck before anybody had to"
@@ -223,7 +225,7 @@ def _fault_line(times: FaultTimes, complete: bool) -> FaultLine:
     late = None if times.late is None else (Outcome.FAIL if times.late else Outcome.PASS, times.punctuality())
     return FaultLine(
         times.name, times.label, times.injected_s, noticed, noticed_how, due, due_by, late,
-        seconds(times.mitigation_s), times.at_risk,
+        "–" if times.noticed_how == "unseen" else seconds(times.mitigation_s), times.at_risk,
     )  # fmt: skip
 
 

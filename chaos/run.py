@@ -28,7 +28,10 @@ from chaos.progress import Progress
 from chaos.publishing import PublishedProgress
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
+from chaos.staging.command import announce, chosen_target
+from chaos.target import Target
 from chaos.worlds.simulated import SimulatedWorld
+from chaos.worlds.staging import StagingWorld
 from chaos.worlds.world import HandleError, InfrastructureError, World
 from workloads.capacity import CapacityUnknown, HostTooSlow, InfeasibleRate
 
@@ -36,7 +39,7 @@ EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted"
-WORLDS = ("live", "simulated")
+WORLDS = ("live", "simulated", "staging")
 _TIMED = "timed engine: workers compute nothing and take the time that cluster.costs say; this does not measure MLX"
 
 
@@ -63,7 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.model is not None:
         settings.append(f"cluster.model={options.model}")
     try:
+        target = chosen_target(options.world, options.target, options.address)
+        settings += target.settings() if target is not None else []
         experiment = load(find(options.experiment), settings, options.policy, options.profile)
+        if target is not None:
+            code = announce(experiment, target, options.seed)
+            if code or options.dry_run:
+                return code
+            return run(experiment, "staging", options.seed, options.out, target=target)
         if options.dry_run:
             print(yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False), end="")
             return 0
@@ -77,7 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", EXIT_INTERRUPTED)
 
 
-def run(experiment: Experiment, world: str, seed: int, out: Path, address: str | None = None) -> int:
+def run(
+    experiment: Experiment,
+    world: str,
+    seed: int,
+    out: Path,
+    address: str | None = None,
+    target: Target | None = None,
+) -> int:
     """Run an experiment in a world and leave its results below `out`; returns the exit code."""
     results = ResultsDirectory(out, experiment, world, seed)
     with Progress() as shown, closing(PublishedProgress(shown, results.path)) as progress:
@@ -85,7 +102,7 @@ def run(experiment: Experiment, world: str, seed: int, out: Path, address: str |
         if world == "live" and experiment.cluster.engine == "timed":
             progress.note(_TIMED)
         try:
-            ended_by = _execute(experiment, world, seed, results, progress, address)
+            ended_by = _execute(experiment, world, seed, results, progress, address, target)
         except (InfrastructureError, HandleError, CapacityUnknown, HostTooSlow, RecorderError) as error:
             return _complain(str(error), EXIT_INFRASTRUCTURE)
         except InfeasibleRate as error:
@@ -124,6 +141,7 @@ def _execute(
     results: ResultsDirectory,
     progress: PublishedProgress,
     address: str | None,
+    target: Target | None,
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
@@ -138,6 +156,13 @@ def _execute(
             simulated.run(session.finish())
             if session.ended_by != INTERRUPTED:
                 raise
+    elif target is not None:
+        staging = StagingWorld(experiment, target, results.run_id, results.raw, results.logs)
+        director = Director(staging, experiment, seed, progress, results.write_plan, staging)
+        session = _Session(
+            staging, director, results, progress, lambda: staging.interrupted, world_notes=lambda: staging.notes
+        )
+        asyncio.run(staging.guarded(session.whole()))
     else:
         prepare_ray(address)
         from chaos.worlds.live import LiveWorld
@@ -160,11 +185,14 @@ class _Session:
         progress: PublishedProgress,
         interrupted: Callable[[], bool] = lambda: False,
         clocks_ahead_s: Callable[[], dict[str, float]] = dict,
+        world_notes: Callable[[], list[str]] = list,
     ) -> None:
         """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells.
 
         clocks_ahead_s: of nodes that stamp their rows by other clocks than the world's, how far those are ahead.
+        world_notes: what the world knows that a reader of the results must know too.
         """
+        self._world_notes = world_notes
         self._clocks_ahead_s = clocks_ahead_s
         self._world = world
         self._director = director
@@ -212,7 +240,7 @@ class _Session:
         limits = limits_lines(environment, results.path)
         for line in limits:
             self._progress.note(line)
-        notes += [*director.offers, *limits]
+        notes += [*director.offers, *limits, *self._world_notes()]
         complete = director.complete
         if self._interrupted():
             complete, self.ended_by = False, INTERRUPTED
@@ -277,13 +305,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", action="store_true", help="list the fault kinds and what each does")
     parser.add_argument("--world", choices=WORLDS, default="live")
     parser.add_argument("--address", help="a running Ray cluster to join, instead of starting one here")
+    parser.add_argument("--target", metavar="FILE", help="of --world staging: what its owner allows, see chaos.target")
     parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")
     parser.add_argument("--profile", help="one of the experiment's own profiles, such as prd")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--seed", type=_seed, default=1, help="seed of load and simulation (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where results go (default results/)")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved experiment and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run and stop")
     return parser
 
 

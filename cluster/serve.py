@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.live.given_bus import given_bus
 from cluster.profiles import ProfileError, load_policy
 
 _PORT = 8000
@@ -33,6 +34,7 @@ def _main(options: argparse.Namespace) -> int:
     try:
         policy = load_policy(options.policy)
         keys = _keys(options.api_key_env)
+        bus = given_bus(options.nats_url, options.nats_credentials_env, options.link)
     except (ProfileError, ValueError) as error:
         print(f"cluster.serve: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -55,6 +57,7 @@ def _main(options: argparse.Namespace) -> int:
                 options.api_key_env,
                 keys,
                 logs,
+                bus,
             )
             return asyncio.run(serve(plan))
     except WrongUsage as error:
@@ -98,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=_port, default=_PORT, metavar="P", help=f"default {_PORT}; 0 takes a free one")
     add("--policy", default=_POLICY, metavar="NAME|FILE", help=f"profile or YAML file, default {_POLICY}")
     add("--api-key-env", metavar="NAME", help="environment variable with the keys that callers may use")
+    add("--nats-url", metavar="URL", help="a NATS server that runs already, nats://host:port; default: one of its own")
+    add("--nats-credentials-env", metavar="NAME", help="environment variable with its user:password, or a token")
+    add("--link", action="append", default=[], metavar="NODE=HOST:PORT", help="where a node reaches that server")
     add("--log-dir", metavar="D", help="keep the logs of all processes here")
     return parser
 

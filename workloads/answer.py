@@ -82,6 +82,8 @@ class Answer:
         self.refused = False
         self.done_s: float | None = None
         """When [DONE] came."""
+        self.strays = 0
+        """Pieces of text that came after the reason to finish."""
         self._usage: _Usage | None = None
 
     def take(self, event: ServerEvent, now: float) -> None:
@@ -186,7 +188,7 @@ class Answer:
             finish=("length" if self.finish == "length" else "stop") if completed else "",
             submissions=1,
             cached_tokens=self.cached_tokens,
-            strays=0,
+            strays=self.strays,
             tokens=[TOKEN_UNKNOWN] * sum(segment.count for segment in segments),
             segments=segments,
         )
@@ -195,6 +197,9 @@ class Answer:
         text = choice.text or ""
         if choice.delta is not None:
             text += (choice.delta.reasoning_content or "") + (choice.delta.content or "")
+        if text and self.finish:
+            self.strays += 1
+            return None
         if text:
             if len(self.pieces) >= PIECES_MAX:
                 return self.fail(BAD_RESPONSE, f"the answer comes in more than {PIECES_MAX} pieces")

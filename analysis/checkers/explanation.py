@@ -6,6 +6,7 @@ from typing import Any
 from analysis.checkers.finding import judged, records, violations
 from analysis.facts import FaultWindow, fault_windows, finished, hit_every_worker, recovery_limit_s, worker_count
 from analysis.history import History
+from analysis.outside import SERVER_SIDE
 from analysis.verdict import InvariantResult
 
 NUMBER = 9
@@ -25,22 +26,23 @@ def check(history: History) -> InvariantResult:
     of the request's life. What can never succeed is never retried.
 
     Of somebody else's endpoint nobody knows when it has too much to do, so there the codes of overload are explained,
-    and how many there may be is for the expectations to say.
+    and how many there may be is for the expectations to say. Nor does it know our codes: while a fault is on, or soon
+    after, any way of saying that something behind it has gone wrong is explained by the fault.
     """
     rows = finished(history)
     windows = fault_windows(history)
     limit_s = recovery_limit_s(history)
     workers = worker_count(history)
+    outside = history.info.outside
 
     def explained(row: Any) -> bool:
         start_s, end_s, code = row["intended_s"], row["ended_s"], row["code"]
         met = [window for window in windows if window.overlaps(start_s, end_s, limit_s)]
-        if any(code in window.explains for window in met):
+        if any(code in window.explains for window in met) or (met and outside and code in SERVER_SIDE):
             return True
         return code == _NOBODY_LEFT and _nobody_left(met, start_s, limit_s, workers)
 
     errors = rows[rows["outcome"].isin(["failed", "refused"])]
-    outside = history.info.outside
     known = [(outside and row["code"] in _OVERLOAD) or explained(row) for row in records(errors)]
     found = violations(
         errors[[not fine for fine in known]],

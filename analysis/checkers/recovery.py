@@ -3,8 +3,9 @@
 import pandas as pd
 
 from analysis.checkers.finding import judged, records, violation
-from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s
+from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s, run_end_s
 from analysis.history import History
+from analysis.recovery import CALM_S, fault_times
 from analysis.timeline import breakers, membership, states_at
 from analysis.verdict import InvariantResult, Outcome, Violation
 
@@ -23,6 +24,8 @@ def check(history: History) -> InvariantResult:
     if not fault_windows(history):
         return InvariantResult(NUMBER, NAME, Outcome.NOT_APPLICABLE, 0, "no fault was injected")
     limit_s = recovery_limit_s(history)
+    if history.info.outside:
+        return _as_callers_feel(history, limit_s)
     spans = {(span.start_s, span.end_s): span for span in quiet_spans(history)}
     found: list[Violation] = []
     unknown = 0
@@ -38,6 +41,24 @@ def check(history: History) -> InvariantResult:
         text = "the run ended before the recovery limit after the last heal had passed"
         return InvariantResult(NUMBER, NAME, Outcome.INCONCLUSIVE, 0, text)
     return judged(NUMBER, NAME, [], f"whole again within {limit_s:g} s of every heal, and stayed so")
+
+
+def _as_callers_feel(history: History, limit_s: float) -> InvariantResult:
+    """Of somebody else's cluster only callers tell: by analysis.recovery.STEADY_RULE, without workers and breakers."""
+    found: list[Violation] = []
+    unknown = 0
+    end_s = run_end_s(history)
+    for times in fault_times(history):
+        if times.healed_s is None or times.not_judged or end_s - times.healed_s < limit_s + CALM_S:
+            unknown += 1
+        elif times.return_to_steady_s is None or times.return_to_steady_s > limit_s:
+            found.append(Violation(times.healed_s, "", "", f"after {times.label} {times.returned()}"))
+    if found:
+        return judged(NUMBER, NAME, found, "")
+    if unknown:
+        text = f"callers were not watched for the recovery limit and {CALM_S:g} s after the last heal"
+        return InvariantResult(NUMBER, NAME, Outcome.INCONCLUSIVE, 0, text)
+    return judged(NUMBER, NAME, [], f"callers felt the steady state again within {limit_s:g} s of every heal")
 
 
 def _breaches(history: History, span: QuietSpan, due_s: float) -> list[Violation]:

@@ -18,6 +18,7 @@ from cluster.engine.weights import ModelUnavailable, UnknownModel, model_directo
 from cluster.live.broker import Broker, BrokerSettings, BrokerUnavailable
 from cluster.live.children import BrokerChild, Child, ChildFailed, environment
 from cluster.live.gateway import GatewaySettings, ServedModel
+from cluster.live.given_bus import GivenBus
 from cluster.live.host import NodeSpec
 from cluster.live.process import BeGateway, BeNode, DrainAsked, Drained, Standing, Tell
 from cluster.live.prometheus import NodeStatus
@@ -52,6 +53,8 @@ class Plan(msgspec.Struct, frozen=True):
     key_variable: str | None
     keys: tuple[str, ...]
     logs: Path
+    bus: GivenBus | None = None
+    """A NATS server that runs already, in place of one of ours."""
 
 
 class Serving:
@@ -65,6 +68,8 @@ class Serving:
         link = plan.policy.link
         settings = BrokerSettings(ping_interval_s=link.broker_ping_s, ping_max=link.broker_pings_outstanding_max)
         names = [*self._controllers, *self._workers, _GATEWAY]
+        if strangers := set(plan.bus.links if plan.bus is not None else ()) - set(names):
+            raise WrongUsage(f"--link: no node {', '.join(sorted(strangers))}; there is {', '.join(names)}")
         self._broker = Broker(plan.logs / "broker", names, settings, controllers=self._controllers)
         self._message_bytes_max = settings.max_payload_bytes
         hidden = [plan.key_variable] if plan.key_variable else []
@@ -91,14 +96,26 @@ class Serving:
         """Bring all of it up. Raises CannotServe."""
         began_s = time.monotonic()
         try:
-            await self._server.start()
-            say(f"nats-server: {self._broker.address}, pid {self._server.pid}")
+            await self._start_bus()
             await asyncio.gather(*(self._start(child) for child in [*self._children.values(), self._gateway]))
             await self._await_warm()
         except (BrokerUnavailable, ChildFailed, OSError) as error:
             raise CannotServe(" ".join(str(error).split())) from error
         say(f"up after {time.monotonic() - began_s:.1f} s")
         self._watcher = asyncio.create_task(self._watch())
+
+    async def _start_bus(self) -> None:
+        bus = self._plan.bus
+        if bus is None:
+            await self._server.start()
+            say(f"nats-server: {self._broker.address}, pid {self._server.pid}")
+            return
+        say(f"nats-server: {bus.address}, not ours")
+        for node, address in bus.links.items():
+            say(f"{node}: reaches it at {address}")
+
+    def _bus_url(self, node: str) -> str:
+        return self._broker.url(node) if self._plan.bus is None else self._plan.bus.url(node)
 
     async def describe(self) -> None:
         """Tell who is there, and how to ask."""
@@ -133,7 +150,8 @@ class Serving:
         await _unless(hurry, self._drain(workers))
         await asyncio.gather(*(child.stop() for child in workers))
         await asyncio.gather(*(self._children[name].stop() for name in self._controllers))
-        await self._server.stop()
+        if self._plan.bus is None:
+            await self._server.stop()
 
     async def _start(self, child: Child) -> None:
         began_s = time.monotonic()
@@ -194,7 +212,7 @@ class Serving:
         return NodeSpec(
             role=name.split("-")[0],
             name=name,
-            url=self._broker.url(name),
+            url=self._bus_url(name),
             policy=self._plan.policy,
             raw="",
             models=self._offers,
@@ -214,7 +232,7 @@ class Serving:
             api_keys=plan.keys,
         )
         raw = msgspec.Raw(msgspec.json.encode(settings))
-        return BeGateway(_GATEWAY, self._broker.url(_GATEWAY), plan.policy, raw)
+        return BeGateway(_GATEWAY, self._bus_url(_GATEWAY), plan.policy, raw)
 
     def _url(self) -> str:
         host = f"[{self._plan.host}]" if ":" in self._plan.host else self._plan.host
