@@ -2,7 +2,8 @@
 
 Every mechanism below is counted from the injection, without travel times and without a busy host. Which one comes first
 depends on the load; that each comes at the latest when it says depends on the policy only, so the least of them is a
-bound. A fault that no mechanism has to notice (a slow link, a slow worker) has none.
+bound. A fault that no mechanism has to notice (a slow link, a slow worker) has none. What travel, clocks and a busy
+host may add is the tolerance of whoever compares, see analysis.recovery.
 """
 
 import math
@@ -45,8 +46,10 @@ def _mechanisms(spec: FaultSpec, target: str, policy: Policy) -> list[Prediction
             return [_contact(policy), _link_pings(policy)]
         case ("broker_freeze", _, _):
             return [_heartbeats(policy), _contact(policy), _link_pings(policy)]
-        case ("host_kill", _, _):
+        case ("host_kill" | "host_freeze", _, _):
             return [_heartbeats(policy)]
+        case ("host_cut", _, _):
+            return _mechanisms(msgspec.structs.replace(spec, kind="partition"), "worker", policy)
         case ("engine_dies", "silent", _):
             return _silent_engine(policy)
         case ("engine_dies", "loud", _):

@@ -14,6 +14,8 @@ from chaos.faults.fail_attempts import FailAttempts
 from chaos.faults.fault import Evidence, Fault
 from chaos.faults.flap import Flap
 from chaos.faults.freeze import Freeze
+from chaos.faults.host_cut import HostCut
+from chaos.faults.host_freeze import HostFreeze
 from chaos.faults.host_kill import HostKill
 from chaos.faults.kill import Kill
 from chaos.faults.lame_duck import LameDuck
@@ -38,6 +40,8 @@ _ALL: tuple[type[Fault], ...] = (
     SlowConsumer,
     Kill,
     HostKill,
+    HostCut,
+    HostFreeze,
     Freeze,
     Stop,
     Restart,

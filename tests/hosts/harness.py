@@ -139,12 +139,17 @@ def hosts(count: int, hidden: Sequence[Path] = ()) -> Iterator[list[Host]]:
 
 
 @contextlib.contextmanager
-def ray_cluster(made: Sequence[Host], commands: RayCommands) -> Iterator[str]:
-    """Ray on these hosts, the first one being its head, by the documented commands; the head's GCS address."""
+def ray_cluster(
+    made: Sequence[Host], commands: RayCommands, planted: Mapping[str, Mapping[str, str]] | None = None
+) -> Iterator[str]:
+    """Ray on these hosts, the first one being its head, by the documented commands; the head's GCS address.
+
+    planted: by the name of a host, variables that its Ray is started with besides.
+    """
     # Whoever ends the hosts ends Ray with them: their processes die with their first one.
     for number, host in enumerate(made):
         for line in commands.head(host.address) if number == 0 else commands.worker(host.address):
-            host.shell(line, {"RAY_HEAD_IP": made[0].address})
+            host.shell(line, {"RAY_HEAD_IP": made[0].address, **(planted or {}).get(host.name, {})})
     yield f"{made[0].address}:{commands.port}"
 
 

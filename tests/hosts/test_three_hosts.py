@@ -1,0 +1,158 @@
+"""Three hosts as network namespaces, with Ray started by the documented commands. Skipped where there is no root."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from analysis.verdict import Outcome, Verdict
+from tests import contract
+from tests.hosts import packet_filter
+from tests.hosts.commands import RayCommands
+from tests.hosts.harness import CLOCKS_AHEAD_S, Host, HostsUnavailable, hosts, ray_cluster
+
+HERE = Path(__file__).parent
+RUN_S_MAX = 280.0
+TRIES_MAX = 2
+LEFT_S_MAX = 20.0
+pytestmark = [pytest.mark.verify, pytest.mark.live, pytest.mark.timeout(900)]
+
+
+@contextlib.contextmanager
+def three(out: Path) -> Iterator[tuple[list[Host], str]]:
+    """The hosts and the address of their Ray cluster. out: not to be seen on any but the first."""
+    out.mkdir(exist_ok=True)
+    try:
+        with hosts(3, hidden=[out]) as made, ray_cluster(made, RayCommands()) as address:
+            yield made, address
+    except HostsUnavailable as reason:
+        pytest.skip(f"no hosts for this test: {reason}")
+
+
+def play(
+    host: Host, address: str, out: Path, experiment: str, *, module: str = "chaos.run", more: Mapping[str, str]
+) -> tuple[int, str]:
+    argv = [sys.executable, "-m", module, str(HERE / experiment), "--address", address, "--out", str(out)]
+    done = host.run(argv, more, RUN_S_MAX)
+    return done.returncode, (done.stdout + done.stderr)[-6000:]
+
+
+def spoilt(verdict: Verdict) -> bool:
+    """Whether the run says of itself that this machine stood still, and nothing else went wrong."""
+    bad = [each for each in verdict.criteria if each.verdict is Outcome.INVALID]
+    return bool(bad) and all("(self-check)" in each.name for each in bad)
+
+
+def judged(out: Path, code: int, said: str) -> Verdict:
+    latest = (out / "latest").resolve()
+    assert latest.exists(), said
+    assert contract.missing(latest) == [], said
+    verdict = contract.verdict_of(latest)
+    told = f"code {code}\n{contract.as_json(verdict)}\n{said}"
+    assert verdict.complete, told
+    assert verdict.faults, told
+    assert all(fault.verified and fault.healed_s is not None for fault in verdict.faults), told
+    assert contract.violations(verdict) == 0, told
+    kept = {each.number for each in verdict.invariants if each.verdict is Outcome.PASS}
+    assert kept == {1, 2, 3, 4, 5, 6, 7, 8, 9}, told
+    assert verdict.counts.in_flight == 0
+    return verdict
+
+
+def assert_nothing_is_left(made: Sequence[Host], limit_s: float = LEFT_S_MAX) -> None:
+    """No process of a run, no undo log and no rows on any host; Ray itself goes on."""
+    ends_s = time.monotonic() + limit_s
+    while True:
+        left = [line for host in made for line in _left_on(host)]
+        if not left:
+            return
+        assert time.monotonic() < ends_s, left
+        time.sleep(0.5)
+
+
+def _left_on(host: Host) -> list[str]:
+    found = [f"{host.name}: {path}" for name in ("undo", "runs") for path in (host.home / "cache" / name).glob("*")]
+    for process in psutil.Process(host.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "MLX_CHAOS_RUN" in process.environ():
+                found.append(f"{host.name}: {process.pid} {' '.join(process.cmdline())[:120]}")
+    return found
+
+
+def assert_hosts_are_told(out: Path, made: Sequence[Host]) -> None:
+    """Every host has its address and its clock in the environment, and the clock is what it was made to be."""
+    environment = msgspec.json.decode(((out / "latest").resolve() / "environment.json").read_bytes())
+    each = environment["each_host"]
+    assert sorted(each[name]["address"] for name in each) == sorted(host.address for host in made)
+    for host, ahead_s in zip(made[1:], CLOCKS_AHEAD_S[1:], strict=True):
+        (told,) = [each[name] for name in each if each[name]["address"] == host.address]
+        assert abs(told["clock_ahead_s"] - ahead_s) <= told["clock_error_s_max"]
+        assert told["clock_error_s_max"] < 0.5
+
+
+def test_a_worker_on_another_host_is_cut_off_and_nobody_suffers(tmp_path: Path) -> None:
+    with three(tmp_path / "out") as (made, address):
+        for number in range(TRIES_MAX):
+            out = tmp_path / "out" / str(number)
+            code, said = play(made[0], address, out, "spread.yaml", more={})
+            verdict = judged(out, code, said)
+            if not spoilt(verdict):
+                break
+        assert (code, verdict.verdict) == (0, Outcome.PASS), f"{contract.as_json(verdict)}\n{said}"
+        assert [fault.kind for fault in verdict.faults] == ["partition"]
+        assert_hosts_are_told(out, made)
+        assert_nothing_is_left(made)
+
+
+def test_one_host_is_cut_off_by_its_packet_filter_and_another_ones_ray_node_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with three(out) as (made, address), packet_filter.serve(made, out / "filters") as variables:
+        module = packet_filter.__name__
+        code, said = play(made[0], address, out, "hurt_hosts.yaml", module=module, more=variables)
+        verdict = judged(out, code, said)
+        assert [fault.kind for fault in verdict.faults] == ["packet_filter", "host_kill"]
+        assert_nothing_is_left(made)
+        # The cluster that was joined is as large as it was.
+        status = made[0].shell(
+            f"{Path(sys.executable).parent}/ray status --address {address}", {"RAY_AUTH_MODE": "token"}
+        )
+        assert len(re.findall("node_[0-9a-f]{8,}", status.partition("Pending")[0])) == 3, status
+        assert "3.0 mlx" in status, status
+
+
+def test_kill_9_of_the_runner_leaves_nothing_on_any_host(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with three(out) as (made, address):
+        settings = ("faults.cut.kind=freeze", "faults.cut.mode=null", "phases.baseline.duration_s=4")
+        argv = [sys.executable, "-m", "chaos.run", str(HERE / "spread.yaml"), "--address", address, "--out", str(out)]
+        argv += [word for setting in settings for word in ("--set", setting)]
+        command = made[0].command(argv)
+        variables = made[0].environment({"PYTHONUNBUFFERED": "1"})
+        runner = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert runner.stdout is not None
+        with runner, contextlib.closing(runner.stdout):
+            lines = []
+            for line in runner.stdout:
+                lines.append(line)
+                if line.startswith("injected freeze worker-1"):
+                    break
+            assert lines[-1].startswith("injected"), "".join(lines)
+            frozen = [
+                each for each in psutil.Process(made[1].pid).children(recursive=True) if each.status() == "stopped"
+            ]
+            frozen += [
+                each for each in psutil.Process(made[2].pid).children(recursive=True) if each.status() == "stopped"
+            ]
+            assert frozen, "a frozen process runs on another host"
+            for child in psutil.Process(runner.pid).children(recursive=True) or [psutil.Process(runner.pid)]:
+                if "chaos.run" in child.cmdline():
+                    child.kill()
+            runner.kill()
+        assert_nothing_is_left(made)
