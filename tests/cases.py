@@ -138,6 +138,10 @@ def cases() -> list[Case]:
         Case(f"kill_9_host_{name}", "nothing left, no Ray node either", partial(_killed_with_hosts, moment=name))
         for name in host_cases.KILLED_AT
     ]
+    found += [
+        Case(f"three_hosts_{name}", "exit 0, or skipped without root", partial(_on_three_hosts, test=test))
+        for name, test in host_cases.THREE_HOSTS.items()
+    ]
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     found += [
@@ -497,6 +501,12 @@ def _killed_with_hosts(out: Path, moment: str) -> Outcome:
     problems += _undo_left(run) + _unreadable(run, expect_rows=moment != "start")
     figures = f"{len(before)} processes before, {ray_nodes} of them Ray nodes, last one gone after {gone_s:.1f} s"
     return _outcome(code, run, None, problems, figures)
+
+
+def _on_three_hosts(out: Path, test: str) -> Outcome:
+    file, _, name = test.partition("::")
+    outcome = _tests(out, str(ROOT / "tests" / "hosts" / file), "-k", name)
+    return msgspec.structs.replace(outcome, got="skipped") if "skipped" in outcome.figures else outcome
 
 
 def _sabotage_each(out: Path, experiment: Path) -> Outcome:

@@ -25,6 +25,14 @@ KILLED_AT: dict[str, tuple[str, float]] = {
     "baseline": (r"^phase baseline", 1.0),
     "heal": (r"^injected", 5.0),
 }
+# By name of a case: file in tests/hosts, and test there. They need Linux, root, iproute2 and iptables.
+THREE_HOSTS = {
+    "partition": "test_three_hosts.py::nobody_suffers",
+    "filter_and_kill": "test_three_hosts.py::packet_filter",
+    "frozen_and_cut": "test_three_hosts.py::frozen",
+    "kill_9": "test_three_hosts.py::kill_9",
+    "doctor": "test_doctor.py::finds",
+}
 WHOLE_AT = "baseline"
 """When both Ray nodes, the head and the host beside it, are there for certain."""
 _VICTIMS = {"worker-1", "worker-3"}

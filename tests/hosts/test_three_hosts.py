@@ -127,6 +127,16 @@ def test_one_host_is_cut_off_by_its_packet_filter_and_another_ones_ray_node_is_k
         assert "3.0 mlx" in status, status
 
 
+def test_the_nodes_of_one_host_are_cut_off_and_those_of_another_frozen(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with three(out) as (made, address):
+        code, said = play(made[0], address, out, "whole_hosts.yaml", more={})
+        verdict = judged(out, code, said)
+        assert [fault.kind for fault in verdict.faults] == ["host_cut", "host_freeze"]
+        assert [fault.target for fault in verdict.faults] == ["worker-2", "worker-3"]
+        assert_nothing_is_left(made)
+
+
 def test_kill_9_of_the_runner_leaves_nothing_on_any_host(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with three(out) as (made, address):
