@@ -29,7 +29,8 @@ KILLED_AT: dict[str, tuple[str, float]] = {
 THREE_HOSTS = {
     "partition": "test_three_hosts.py::nobody_suffers",
     "filter_and_kill": "test_three_hosts.py::packet_filter",
-    "frozen_and_cut": "test_three_hosts.py::frozen",
+    "cut_and_frozen": "test_three_hosts.py::those_of_another_frozen",
+    "head_dies": "test_three_hosts.py::is_gone",
     "kill_9": "test_three_hosts.py::kill_9",
     "doctor": "test_doctor.py::finds",
 }

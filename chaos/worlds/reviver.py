@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,6 +29,8 @@ _GONE_S = 5.0
 _POLL_S = 0.05
 _LINE_BYTES_MAX = 2**16
 _ACCOUNTED = ("memory", "object_store_memory", "CPU", "GPU")
+_WORK = "ray::"
+_NOBODYS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _LOG_MONITOR = "ray/_private/log_monitor.py"
 
 
@@ -76,6 +78,9 @@ def raylet_above() -> psutil.Process:
 def begin(plan: Plan) -> int:
     """Start a reviver for the Ray node that the calling actor belongs to; its pid. Raises ValueError and OSError."""
     raylet = raylet_above()
+    others = strangers(raylet.children(recursive=True), os.environ.get(RUN_MARK, ""))
+    if others:
+        raise ValueError(f"other work runs on this host, and would die with its Ray node: {', '.join(others[:3])}")
     variables = {name: value for name, value in raylet.environ().items() if name != RUN_MARK}
     start = tuple(start_command(raylet.cmdline()))
     whole = msgspec.structs.replace(plan, raylet=raylet.pid, start=start, environment=variables)
@@ -86,6 +91,18 @@ def begin(plan: Plan) -> int:
     with pipe:
         pipe.write(msgspec.json.encode(whole))
     return pid
+
+
+def strangers(processes: Iterable[psutil.Process], mark: str) -> list[str]:
+    """Those of a Ray node's processes that do somebody's work, and are not marked as ours."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            title = (process.cmdline() or [""])[0]
+            ours = process.environ().get(RUN_MARK) == mark
+            if title.startswith(_WORK) and not title.startswith(_NOBODYS) and not ours:
+                found.append(f"{title} (pid {process.pid})")
+    return found
 
 
 def start_command(raylet: Sequence[str]) -> list[str]:

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import psutil
 import pytest
 
 from chaos.worlds import orphan
-from chaos.worlds.reviver import Plan, Told, start_command
+from chaos.worlds.reviver import Plan, Told, start_command, strangers
 from chaos.worlds.reviver_line import ReviverLine
 from chaos.worlds.world import HandleError
 from tests.processes import ROOT
@@ -61,6 +62,27 @@ def test_a_node_is_started_again_with_what_it_had() -> None:
 def test_what_is_no_node_to_be_killed_is_refused(raylet: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         start_command(raylet)
+
+
+class Process:
+    """In place of one that Ray has started."""
+
+    def __init__(self, pid: int, title: str, mark: str = "") -> None:
+        self.pid, self._title, self._mark = pid, title, mark
+
+    def cmdline(self) -> list[str]:
+        return [self._title]
+
+    def environ(self) -> dict[str, str]:
+        return {"MLX_CHAOS_RUN": self._mark} if self._mark else {}
+
+
+def test_work_of_others_on_the_host_is_seen() -> None:
+    ours = [Process(1, "ray::NodeActor", "run.host-1.0"), Process(2, "ray::OtherHostAgent", "run.host-1.0")]
+    nobodys = [Process(3, "ray::IDLE"), Process(4, "ray::DashboardAgent"), Process(5, "ray::RuntimeEnvAgent")]
+    theirs = [Process(6, "ray::Trainer"), Process(7, "ray::NodeActor", "other.host-1.0")]
+    found = strangers(cast(Any, [*ours, *nobodys, *theirs, Process(8, "/bin/sh")]), "run.host-1.0")
+    assert found == ["ray::Trainer (pid 6)", "ray::NodeActor (pid 7)"]
 
 
 @pytest.fixture

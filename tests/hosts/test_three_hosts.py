@@ -22,6 +22,10 @@ HERE = Path(__file__).parent
 RUN_S_MAX = 280.0
 TRIES_MAX = 2
 LEFT_S_MAX = 20.0
+TTL_S = 12.0
+TTL_SLACK_S = 5.0
+LEASE_S = 60.0
+"""As chaos.worlds.host_agent has it; to import that costs the whole of Ray."""
 pytestmark = [pytest.mark.verify, pytest.mark.live, pytest.mark.timeout(900)]
 
 
@@ -137,32 +141,63 @@ def test_the_nodes_of_one_host_are_cut_off_and_those_of_another_frozen(tmp_path:
         assert_nothing_is_left(made)
 
 
+@contextlib.contextmanager
+def frozen(host: Host, address: str, out: Path, *settings: str) -> Iterator["subprocess.Popen[str]"]:
+    """A run on `host` that has just frozen worker-1, which is on another host."""
+    settings = ("faults.cut.kind=freeze", "faults.cut.mode=null", "phases.baseline.duration_s=4", *settings)
+    argv = [sys.executable, "-m", "chaos.run", str(HERE / "spread.yaml"), "--address", address, "--out", str(out)]
+    argv += [word for setting in settings for word in ("--set", setting)]
+    variables = host.environment({"PYTHONUNBUFFERED": "1"})
+    runner = subprocess.Popen(
+        host.command(argv), env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert runner.stdout is not None
+    lines = []
+    try:
+        for line in runner.stdout:
+            lines.append(line)
+            if line.startswith("injected freeze worker-1"):
+                break
+        assert lines, "the run has said nothing"
+        assert lines[-1].startswith("injected"), "".join(lines)
+        yield runner
+    finally:
+        for child in (*psutil.Process(runner.pid).children(recursive=True), psutil.Process(runner.pid)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        runner.stdout.close()
+        runner.wait()
+
+
+def standing_still(made: Sequence[Host]) -> list[psutil.Process]:
+    found = []
+    for host in made:
+        for process in psutil.Process(host.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.status() == psutil.STATUS_STOPPED:
+                    found.append(process)
+    return found
+
+
 def test_kill_9_of_the_runner_leaves_nothing_on_any_host(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with three(out) as (made, address):
-        settings = ("faults.cut.kind=freeze", "faults.cut.mode=null", "phases.baseline.duration_s=4")
-        argv = [sys.executable, "-m", "chaos.run", str(HERE / "spread.yaml"), "--address", address, "--out", str(out)]
-        argv += [word for setting in settings for word in ("--set", setting)]
-        command = made[0].command(argv)
-        variables = made[0].environment({"PYTHONUNBUFFERED": "1"})
-        runner = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert runner.stdout is not None
-        with runner, contextlib.closing(runner.stdout):
-            lines = []
-            for line in runner.stdout:
-                lines.append(line)
-                if line.startswith("injected freeze worker-1"):
-                    break
-            assert lines[-1].startswith("injected"), "".join(lines)
-            frozen = [
-                each for each in psutil.Process(made[1].pid).children(recursive=True) if each.status() == "stopped"
-            ]
-            frozen += [
-                each for each in psutil.Process(made[2].pid).children(recursive=True) if each.status() == "stopped"
-            ]
-            assert frozen, "a frozen process runs on another host"
-            for child in psutil.Process(runner.pid).children(recursive=True) or [psutil.Process(runner.pid)]:
-                if "chaos.run" in child.cmdline():
-                    child.kill()
-            runner.kill()
+    with three(out) as (made, address), frozen(made[0], address, out) as runner:
+        assert standing_still(made[1:]), "a frozen process runs on another host"
+        (child,) = psutil.Process(runner.pid).children()
+        child.kill()
         assert_nothing_is_left(made)
+
+
+def test_a_frozen_node_goes_on_and_ends_when_the_runners_host_is_gone(tmp_path: Path) -> None:
+    """The host is cut off first, so that its end is no news to anybody: time alone tells the others."""
+    out = tmp_path / "out"
+    settings = ("faults.cut.duration_s=10", f"faults.cut.ttl_s={TTL_S:g}")
+    with three(out) as (made, address), frozen(made[0], address, out, *settings):
+        began_s = time.monotonic()
+        assert standing_still(made[1:]), "a frozen process runs on another host"
+        made[0].cut_off()
+        psutil.Process(made[0].pid).kill()
+        while standing_still(made[1:]):
+            assert time.monotonic() < began_s + TTL_S + TTL_SLACK_S, "its time limit did not let it go on"
+            time.sleep(0.2)
+        assert_nothing_is_left(made[1:], LEASE_S + LEFT_S_MAX)
