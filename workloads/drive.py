@@ -1,11 +1,14 @@
 """`python -m workloads.drive --url http://127.0.0.1:8000/v1 --model M`: put load on any OpenAI-compatible endpoint.
 
-Open loop from a seeded schedule, latency from the intended time, a report with a verdict. What the driver itself can do
-on this host is measured first, against a stub of known timing, and printed with the result.
+Open loop from a seeded schedule, latency from the intended time (or `--closed N`: so many in flight), a report with a
+verdict. What the driver itself can do on this host is measured first, against a stub of known timing, and printed with
+the result; a load that would take more than half of that is spread over several driver processes.
 """
 
 import argparse
 import asyncio
+import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,12 +25,15 @@ from analysis.measurement import Measurement
 from analysis.metrics import METRICS, measure
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
+from workloads.capacity import Capacity
 from workloads.http import CONNECTIONS_MAX, BadTarget, HttpTarget
+from workloads.http_probe import Probe, probe, probe_prompts
 from workloads.http_results import NAME, HttpResults
-from workloads.http_run import HttpRun, Unreachable, reach
-from workloads.request import ScheduledRequest
+from workloads.http_run import INTERRUPTED, HttpRun, Unreachable, reach
+from workloads.http_share import ShareFailed
+from workloads.plan import LoadPlan, PhaseLoad
+from workloads.planner import PlannedPhase, build_plan
 from workloads.roofline import SHARE_BUSY, Roofline, roofline
-from workloads.schedule import build_schedule
 from workloads.spec import Rate, WorkloadSpec
 from workloads.stub_process import StubFailed
 from workloads.words import WordVocabulary
@@ -36,6 +42,9 @@ EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
 CONTEXT_WORDS = 8_192
+PROCESSES_MAX = 64
+UNKNOWN = Capacity(1.0, 1.0, 0, 1.0)
+"""Of an endpoint that nobody has asked; an open loop does not depend on it."""
 _LOAD = "load"
 _SHOWN = {
     "success_rate": "success",
@@ -67,18 +76,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target.headers()
         spec = _workload(options)
         expectations = _expectations(options)
-        schedule = _schedule(spec, options)
+        prompts = _probe_prompts(spec, options)
+        plan = None if options.closed else _plan(spec, options)
         asyncio.run(reach(target))
         limits = None if options.no_roofline else roofline("renew" if options.renew_roofline else "use")
-        for line in _before(spec, options, limits):
+        found = None
+        if plan is None:
+            found = asyncio.run(probe(target, prompts, options.closed, options.timeout, options.connections))
+            plan = _plan(spec, options, found.capacity)
+        processes = options.processes or _processes(spec, plan, options, limits, found)
+        for line in _before(spec, options, limits, found, processes):
             print(line, flush=True)
+        # What the results say of the load is what was done, whatever an experiment's file says of generators.
+        spec = msgspec.structs.replace(spec, generators=processes)
         experiment = _experiment(given, options, target, spec, expectations)
         results = HttpResults(options.out, experiment, options.seed)
-        results.write_schedule(schedule)
-        return _run(options, target, schedule, results, limits)
+        results.write_plan(plan)
+        return _run(options, target, plan, results, limits, processes)
     except (UsageError, BadTarget) as error:
         return _complain(str(error), EXIT_USAGE)
-    except (Unreachable, StubFailed, RecorderError, UnreadableError, OSError) as error:
+    except (Unreachable, StubFailed, ShareFailed, RecorderError, UnreadableError, OSError) as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
     except KeyboardInterrupt:
         return _complain("interrupted", EXIT_INTERRUPTED)
@@ -87,29 +104,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     options: argparse.Namespace,
     target: HttpTarget,
-    schedule: Sequence[ScheduledRequest],
+    plan: LoadPlan,
     results: HttpResults,
     limits: Roofline | None,
+    processes: int,
 ) -> int:
     run = HttpRun(
         target,
-        schedule,
+        plan,
         _phases(options),
         options.timeout,
         results.raw,
         lambda line: print(line, flush=True),
         options.connections,
+        processes,
     )
     asyncio.run(run.conduct())
     notes = [*results.merge(run.origin_s), *run.notes()]
     notes += [f"{count} x {code}: {detail}" for (code, detail), count in run.failures.items()]
     notes += limits.lines() if limits is not None else ["the client's roofline was not measured"]
-    ended_by = "the last phase" if run.complete else "interrupted"
-    results.write_info(complete=run.complete, ended_by=ended_by, notes=notes)
+    if run.cpu_share > SHARE_BUSY:
+        notes.append(_busy(run.cpu_share, processes))
+    results.write_info(complete=run.complete, ended_by="the last phase" if run.complete else run.ended_by, notes=notes)
     environment = results.write_environment(
         {
             "target": msgspec.to_builtins(target),
             "driver_cpu_share": round(run.cpu_share, 3),
+            "driver_processes": processes,
             "roofline": msgspec.to_builtins(limits),
         }
     )
@@ -122,20 +143,52 @@ def _run(
     for reason in verdict.reasons[:5]:
         print(f"  {reason}")
     print(f"report: {results.path / 'report.html'}")
-    return EXIT_CODES[verdict.verdict] if run.complete else EXIT_INTERRUPTED
+    if run.complete:
+        return EXIT_CODES[verdict.verdict]
+    return EXIT_INTERRUPTED if run.ended_by == INTERRUPTED else EXIT_INFRASTRUCTURE
 
 
-def _before(spec: WorkloadSpec, options: argparse.Namespace, limits: Roofline | None) -> list[str]:
-    per_s = Rate.parse(spec.rate).per_s or 0.0
-    lines = [
-        f"offering {per_s:g} requests/s ({spec.arrivals}, seed {options.seed}) to {options.model} at {options.url}"
-    ]
-    if limits is not None and per_s > SHARE_BUSY * limits.requests_per_s:
+def _before(
+    spec: WorkloadSpec, options: argparse.Namespace, limits: Roofline | None, found: Probe | None, processes: int
+) -> list[str]:
+    where = f"to {options.model} at {options.url}"
+    if found is not None:
+        per_s = found.capacity.requests_per_s
+        lines = [
+            f"keeping {options.closed} requests in flight (closed loop, seed {options.seed}) {where}",
+            found.line(options.closed),
+        ]
+    else:
+        per_s = Rate.parse(spec.rate).per_s or 0.0
+        lines = [f"offering {per_s:g} requests/s ({spec.arrivals}, seed {options.seed}) {where}"]
+    if processes > 1:
+        lines.append(f"{processes} driver processes share the load")
+    if limits is not None and per_s > SHARE_BUSY * limits.requests_per_s * processes:
         lines.append(
-            f"NOTE: that is {per_s / limits.requests_per_s:.0%} of what this driver does at most on this host "
+            f"NOTE: that is {per_s / limits.requests_per_s / processes:.0%} of what a driver does at most on this host "
             f"({limits.requests_per_s:.0f} requests/s): it may be measured as well"
         )
     return lines
+
+
+def _processes(
+    spec: WorkloadSpec, plan: LoadPlan, options: argparse.Namespace, limits: Roofline | None, found: Probe | None
+) -> int:
+    """As many drivers as leave each half idle, as far as the host has cores: a busy one measures itself."""
+    share = 0.0
+    if found is not None:
+        share = found.cpu_share
+    elif limits is not None:
+        per_s = Rate.parse(spec.rate).per_s or 0.0
+        tokens = sum(request.max_tokens for request in plan.requests) / len(plan.requests)
+        share = limits.share(per_s, per_s * tokens)
+    most = min(os.cpu_count() or 1, PROCESSES_MAX, options.closed or PROCESSES_MAX)
+    return max(1, min(most, math.ceil(share / SHARE_BUSY)))
+
+
+def _busy(cpu_share: float, processes: int) -> str:
+    each = "the driver" if processes == 1 else f"the busiest of {processes} drivers"
+    return f"{each} took {cpu_share:.0%} of a core, so it may be measured as well: try --processes {2 * processes}"
 
 
 def _after(history: History, verdict: Verdict, run: HttpRun) -> list[str]:
@@ -154,7 +207,10 @@ def _after(history: History, verdict: Verdict, run: HttpRun) -> list[str]:
     errors = errors[errors["outcome"].isin(("failed", "refused"))]
     lines += [f"  {code:28} {count} requests" for code, count in errors["code"].value_counts().items()]
     lines += [f"    {count} x {code}: {detail}" for (code, detail), count in list(run.failures.items())[:5]]
-    return [*lines, f"  the driver took {run.cpu_share:.0%} of a core"]
+    processes = len(history.nodes.loc[history.nodes["role"] == "client", "node"].unique())
+    if run.cpu_share > SHARE_BUSY:
+        return [*lines, f"  {_busy(run.cpu_share, max(1, processes))}"]
+    return [*lines, f"  the {'driver' if processes <= 1 else 'busiest driver'} took {run.cpu_share:.0%} of a core"]
 
 
 def _shown(found: Measurement, unit: str) -> str:
@@ -214,9 +270,12 @@ def _workload(options: argparse.Namespace) -> WorkloadSpec:
             raise UsageError(f"--set {setting}: the value is not YAML") from None
     if options.rate is not None:
         said["rate"] = options.rate
+    if options.closed and options.rate is not None:
+        raise UsageError("--closed, --rate: expected one of them, a closed loop has the rate that the endpoint allows")
+    if options.closed and options.closed > options.connections:
+        raise UsageError(f"--closed {options.closed}: expected at most --connections, which is {options.connections}")
     try:
-        # One process drives, whatever an experiment's file says: the results must not tell otherwise.
-        spec = msgspec.convert({"rate": "5/s", **said, "generators": 1}, WorkloadSpec)
+        spec = msgspec.convert({"rate": "5/s", **said}, WorkloadSpec)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {error}") from None
     if Rate.parse(spec.rate).per_s is None:
@@ -224,19 +283,30 @@ def _workload(options: argparse.Namespace) -> WorkloadSpec:
     return spec
 
 
-def _schedule(spec: WorkloadSpec, options: argparse.Namespace) -> list[ScheduledRequest]:
+def _plan(spec: WorkloadSpec, options: argparse.Namespace, capacity: Capacity = UNKNOWN) -> LoadPlan:
+    """capacity: for a closed loop, that of the endpoint."""
     per_s = Rate.parse(spec.rate).per_s
     assert per_s is not None
-    total_s = sum(_phases(options).values())
+    load = PhaseLoad(closed=options.closed) if options.closed else None
+    phases = [PlannedPhase(name, duration_s, load) for name, duration_s in _phases(options).items()]
+    words = WordVocabulary()
     try:
-        schedule = build_schedule(
-            spec, per_s, total_s, options.seed, WordVocabulary(), context_max_tokens=options.context_words
-        )
+        plan = build_plan(spec, phases, per_s, capacity, options.seed, words, context_max_tokens=options.context_words)
     except ValueError as error:
         raise UsageError(f"workload: {error}") from None
-    if not schedule:
+    if not plan.every_request():
+        total_s = sum(_phases(options).values())
         raise UsageError(f"{per_s:g} requests/s for {total_s:g} s is no request at all with seed {options.seed}")
-    return schedule
+    return plan
+
+
+def _probe_prompts(spec: WorkloadSpec, options: argparse.Namespace) -> list[tuple[tuple[int, ...], int]]:
+    if not options.closed:
+        return []
+    try:
+        return probe_prompts(spec, options.closed, options.seed, options.context_words)
+    except ValueError as error:
+        raise UsageError(f"workload: {error}") from None
 
 
 def _expectations(options: argparse.Namespace) -> dict[str, Criterion]:
@@ -263,14 +333,16 @@ def _experiment(
 ) -> dict[str, object]:
     """What `experiment.yaml` says. steady_state: only the latency that goodput is counted by."""
     slo = {} if options.slo is None else {"slo": {"metric": "latency_p95_s", "at_most": options.slo}}
+    load: dict[str, object] = {"load": {"closed": options.closed}} if options.closed else {}
+    offer = f"{options.closed} requests in flight" if options.closed else spec.rate
     return {
         "name": NAME,
         "title": f"{target.model} under load",
-        "question": f"How does {target.url} serve {spec.rate}?",
+        "question": f"How does {target.url} serve {offer}?",
         "command": ["python", "-m", "workloads.drive", *given],
         "target": msgspec.to_builtins(target),
         "workload": msgspec.to_builtins(spec),
-        "phases": {name: {"duration_s": duration_s} for name, duration_s in _phases(options).items()},
+        "phases": {name: {"duration_s": duration_s, **load} for name, duration_s in _phases(options).items()},
         "steady_state": slo,
         "expectations": msgspec.to_builtins(expectations),
         "policy": {"client": {"deadline_s": options.timeout}},
@@ -297,10 +369,17 @@ def _count(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= CONNECTIONS_MAX:
+        raise ValueError
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workloads.drive",
-        description="Put an open-loop load on an OpenAI-compatible endpoint and write a report with a verdict.",
+        description="Put a load on an OpenAI-compatible endpoint and write a report with a verdict.",
         epilog="exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 invalid, 5 infrastructure, 130 interrupted",
     )
     parser.add_argument("--url", required=True, help="base URL, with /v1")
@@ -308,6 +387,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--api", choices=("chat", "completions"), default="chat", help="default: chat")
     parser.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the API key")
     parser.add_argument("--rate", metavar="RATE", help="requests per second, such as 20/s (default 5/s)")
+    parser.add_argument("--closed", type=_positive, metavar="N", help="keep N in flight instead of a rate")
+    parser.add_argument("--processes", type=_positive, metavar="N", help="that drive (default: as many as it takes)")
     parser.add_argument("--duration", type=_seconds, default=30.0, metavar="S", help="that count (default 30)")
     parser.add_argument("--warm-up", type=_from_zero, default=3.0, metavar="S", help="that do not (default 3)")
     parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="a request has failed (default 60)")

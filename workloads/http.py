@@ -102,11 +102,16 @@ class HttpDriver:
     """
 
     def __init__(
-        self, target: HttpTarget, record: Callable[[RequestRow], None], connections_max: int = CONNECTIONS_MAX
+        self,
+        target: HttpTarget,
+        record: Callable[[RequestRow], None],
+        connections_max: int = CONNECTIONS_MAX,
+        told: Callable[[Ask], None] = lambda ask: None,
     ) -> None:
-        """Raises BadTarget."""
+        """told: of every ask, as it begins. Raises BadTarget."""
         self._target = target
         self._record = record
+        self._told = told
         self._headers = target.headers()
         self._connections_max = connections_max
         self._free = asyncio.Semaphore(connections_max)
@@ -190,6 +195,7 @@ class HttpDriver:
 
     def _begin(self, ask: Ask) -> None:
         self.asked += 1
+        self._told(ask)
         task = asyncio.get_running_loop().create_task(self._ask(ask))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, ask))

@@ -21,8 +21,7 @@ from analysis.recorder import RecorderError
 from analysis.report import write_report
 from analysis.verdict import Verdict
 from analysis.whole_file import point_latest, write_whole
-from workloads.request import ScheduledRequest
-from workloads.schedule import schedule_rows
+from workloads.plan import LoadPlan, plan_rows
 
 WORLD = "http"
 NAME = "drive"
@@ -46,13 +45,13 @@ class HttpResults:
         except OSError as error:
             raise RecorderError(f"{self.path}: cannot be made: {error.strerror}") from error
         self._write("experiment.yaml", yaml.safe_dump(dict(experiment), sort_keys=False))
-        self.write_schedule([])
+        self.write_plan(LoadPlan(()))
         self.write_info(complete=False, ended_by="the run has not ended in an orderly way", notes=[])
         point_latest(out, self.run_id)
 
-    def write_schedule(self, schedule: Sequence[ScheduledRequest]) -> None:
+    def write_plan(self, plan: LoadPlan) -> None:
         """`schedule.parquet`."""
-        write_parquet(schedule_rows(schedule), self.path / "schedule.parquet")
+        write_parquet(plan_rows(plan), self.path / "schedule.parquet")
 
     def write_info(self, *, complete: bool, ended_by: str, notes: Sequence[str]) -> None:
         """`run.json`."""

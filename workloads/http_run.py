@@ -1,23 +1,21 @@
-"""One drive of an endpoint, from the schedule to raw rows: requests, phases, and samples of the driver itself."""
+"""One drive of an endpoint, from the plan to raw rows: its phases, and the driver processes that share its load."""
 
 import asyncio
 import signal
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from analysis.recorder import MetricsCollector
-from analysis.schema import EventRow, Gauges, NodeRow, RequestRow
-from workloads.http import HttpDriver, HttpTarget
-from workloads.load import OpenLoop
-from workloads.request import ScheduledRequest
+from analysis.schema import EventRow
+from workloads.http import HttpTarget
+from workloads.http_share import DrivenShare, HttpShare, Share, ShareFailed, ShareResult, ShareSpec, Standing
+from workloads.plan import LoadPlan, divide
 
+INTERRUPTED = "interrupted"
 LEAD_S = 0.5
 """From the making of connections' first objects to time zero."""
-_SAMPLE_S = 0.5
 _SHOW_S = 5.0
 _CONNECT_S = 5.0
 
@@ -41,95 +39,126 @@ async def reach(target: HttpTarget) -> None:
 
 
 class HttpRun:
-    """Runs once. phases: name to length in seconds, one after the other. tell: takes lines of progress."""
+    """Runs once. phases: name to length in seconds, one after the other. tell: takes lines of progress.
+
+    processes: how many drive; one does so in this process. connections_max: of all of them together.
+    """
 
     def __init__(
         self,
         target: HttpTarget,
-        schedule: Sequence[ScheduledRequest],
+        plan: LoadPlan,
         phases: Mapping[str, float],
         timeout_s: float,
         raw: Path,
         tell: Callable[[str], None],
         connections_max: int,
+        processes: int = 1,
     ) -> None:
-        self._target = target
-        self._schedule = schedule
+        self._plan = plan
         self._phases = phases
-        self._timeout_s = timeout_s
         self._tell = tell
-        self._connections_max = connections_max
-        self._requests = MetricsCollector(raw, "client-0", 1)
         self._events = MetricsCollector(raw, "driver", 1)
-        self._latencies: list[float] = []
-        self._untold = self._spread = 0
+        specs = [
+            ShareSpec(f"client-{number}", target, part, timeout_s, str(raw), -(-connections_max // processes))
+            for number, part in enumerate(divide(plan, processes))
+        ]
+        self._shares: list[Share] = [HttpShare(specs[0])] if processes == 1 else [DrivenShare(spec) for spec in specs]
+        self._results: list[ShareResult] = []
         self.origin_s = 0.0
         """Time zero on the event loop's clock."""
         self.complete = False
-        self.failures: dict[tuple[str, str], int] = {}
-        self.cpu_share = 0.0
-        """Of a core, that the driver took."""
+        self.ended_by = INTERRUPTED
+        """Why, where it is not complete."""
 
     async def conduct(self) -> None:
         """Offer everything and wait for the last end. Ctrl-C or SIGTERM ends it early, with `complete` false.
 
-        Raises BadTarget, RecorderError.
+        So does the death of a driver process. Raises BadTarget, RecorderError, and ShareFailed when one does not start.
         """
         loop = asyncio.get_running_loop()
-        async with HttpDriver(self._target, self._record, self._connections_max) as driver:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        try:
+            await asyncio.gather(*(share.start() for share in self._shares))
             self.origin_s = loop.time() + LEAD_S
-            source = OpenLoop(self._schedule, self.origin_s, self._target.model, self._timeout_s)
-            load = loop.create_task(self._load(driver, source))
-            watch = loop.create_task(self._watch(driver))
-            numbers = (signal.SIGINT, signal.SIGTERM)
+            parts = [asyncio.ensure_future(share.conduct(self.origin_s)) for share in self._shares]
+            walk = loop.create_task(self._walk())
+            show = loop.create_task(self._show())
             for number in numbers:
-                loop.add_signal_handler(number, load.cancel)
-            cpu_s, began_s = time.process_time(), time.monotonic()
+                loop.add_signal_handler(number, self._interrupt, walk)
             try:
-                await load
-                self.complete = True
-            except asyncio.CancelledError:
-                self._tell("interrupted: what was in flight is given up")
+                await self._follow(parts, walk)
             finally:
-                self.cpu_share = (time.process_time() - cpu_s) / max(1e-9, time.monotonic() - began_s)
                 for number in numbers:
                     loop.remove_signal_handler(number)
-                watch.cancel()
-                await asyncio.wait([watch])
-                self.failures = driver.failures
-                self._untold, self._spread = driver.untold, driver.spread
-                self._requests.close()
-                self._events.close()
-        if not watch.cancelled() and (error := watch.exception()) is not None:
-            raise error
+                for task in (walk, show):
+                    task.cancel()
+                await asyncio.wait((walk, show, *parts))
+                self._event("run_ended")
+        finally:
+            await asyncio.gather(*(share.stop() for share in self._shares))
+            self._events.close()
+
+    @property
+    def cpu_share(self) -> float:
+        """Of a core, that the busiest driver process took."""
+        return max((result.cpu_share for result in self._results), default=0.0)
+
+    @property
+    def failures(self) -> dict[tuple[str, str], int]:
+        """How often each failure was seen, by code and what was said about it."""
+        found: Counter[tuple[str, str]] = Counter()
+        for result in self._results:
+            for code, detail, count in result.failures:
+                found[code, detail] += count
+        return dict(found)
 
     def notes(self) -> list[str]:
         """What a reader of the rows must know."""
         found = ["token ids are not known (-1): an endpoint tells text. Lengths of prompts in the schedule are words"]
-        if self._untold:
+        untold, spread = (sum(getattr(result, name) for result in self._results) for name in ("untold", "spread"))
+        if untold:
+            found.append(f"the endpoint did not say how many tokens {untold} answers had: each piece counts as one")
+        if spread:
             found.append(
-                f"the endpoint did not say how many tokens {self._untold} answers had: each piece counts as one"
-            )
-        if self._spread:
-            found.append(
-                f"{self._spread} answers came in fewer or more pieces than tokens: their tokens are spread over "
+                f"{spread} answers came in fewer or more pieces than tokens: their tokens are spread over "
                 "the pieces by length, so times between single tokens are estimates"
             )
         return found
 
-    async def _load(self, driver: HttpDriver, source: OpenLoop) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(driver.run(source))
-                group.create_task(self._walk())
-        except BaseExceptionGroup as failures:
-            # Callers know single errors; the first has ended the other task.
-            raise failures.exceptions[0] from None
+    async def _follow(self, parts: Sequence[asyncio.Future[ShareResult]], walk: "asyncio.Task[None]") -> None:
+        """Until all have ended; what one of them raises ends the others, and is raised."""
+        waiting: set[asyncio.Future[ShareResult] | asyncio.Task[None]] = {*parts, walk}
+        error: BaseException | None = None
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                if not part.cancelled() and (failed := part.exception()) is not None and error is None:
+                    error = failed
+                    self._give_up(walk)
+        ended = [part for part in parts if not part.cancelled() and part.exception() is None]
+        self._results = [part.result() for part in ended]
+        if isinstance(error, ShareFailed):
+            self._tell(f"{error}; what was in flight is given up")
+            self.ended_by = str(error)
+        elif error is not None:
+            raise error
+        self.complete = error is None and all(result.complete for result in self._results)
+
+    def _interrupt(self, walk: "asyncio.Task[None]") -> None:
+        self._tell("interrupted: what was in flight is given up")
+        self._give_up(walk)
+
+    def _give_up(self, walk: "asyncio.Task[None]") -> None:
+        walk.cancel()
+        for share in self._shares:
+            share.give_up()
 
     async def _walk(self) -> None:
-        """Tell of the phases. The load's times are in the schedule, so nothing depends on when this wakes."""
+        """Tell of the phases. The load's times are in the plan, so nothing depends on when this wakes."""
         await self._until(0.0)
-        self._event("run_started", detail=f"{len(self._schedule)} requests in {sum(self._phases.values()):g} s")
+        total_s = sum(self._phases.values())
+        self._event("run_started", detail=f"{len(self._plan.requests)} requests of an open loop in {total_s:g} s")
         end_s = 0.0
         for name, duration_s in self._phases.items():
             self._tell(f"phase {name} ({duration_s:g} s)")
@@ -145,45 +174,18 @@ class HttpRun:
         now = asyncio.get_running_loop().time()
         self._events.append(EventRow(now, kind, subject, detail=detail), now)
 
-    async def _watch(self, driver: HttpDriver) -> None:
-        """Sample the driver and show how things stand, until cancelled: then the run is over."""
-        loop, process = asyncio.get_running_loop(), psutil.Process()
-        process.cpu_percent()
-        due_s = shown_s = self.origin_s
-        try:
-            while True:
-                await asyncio.sleep(max(0.0, due_s - loop.time()))
-                now = loop.time()
-                self._requests.append(self._sample(driver, process, now, now - due_s), now)
-                if now - shown_s >= _SHOW_S:
-                    shown_s = now
-                    self._tell(self._standing(driver, now))
-                due_s = max(due_s + _SAMPLE_S, now)
-        finally:
-            self._event("run_ended")
+    async def _show(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SHOW_S)
+            self._tell(self._line([share.take_standing() for share in self._shares], loop.time()))
 
-    def _sample(self, driver: HttpDriver, process: psutil.Process, now: float, lag_s: float) -> NodeRow:
-        return NodeRow.of(
-            now,
-            Gauges(role="client", open_requests=driver.in_flight),
-            link_up=True,
-            messages_in=driver.outcomes.total(),
-            messages_out=driver.asked,
-            subscriptions=0,
-            loop_lag_s=lag_s,
-            cpu_share=process.cpu_percent() / 100,
-            resident_bytes=process.memory_info().rss,
-            gpu_busy_reason="the driver uses none",
-        )
-
-    def _standing(self, driver: HttpDriver, now: float) -> str:
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(driver.outcomes.items()))
-        recent, self._latencies = sorted(self._latencies), []
+    def _line(self, standings: list[Standing], now: float) -> str:
+        outcomes: Counter[str] = Counter()
+        for standing in standings:
+            outcomes.update(standing.outcomes)
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items()))
+        recent = sorted(latency for standing in standings for latency in standing.recent_s)
         median = f"; p50 {1000 * recent[len(recent) // 2]:.0f} ms" if recent else ""
-        said = f"offered {driver.asked}, in flight {driver.in_flight}, {counts or 'none ended'}"
-        return f"{now - self.origin_s:6.1f} s  {said}{median}"
-
-    def _record(self, row: RequestRow) -> None:
-        self._requests.append(row, row.ended_s)
-        if row.outcome == "completed":
-            self._latencies.append(row.ended_s - row.intended_s)
+        asked, in_flight = (sum(getattr(each, name) for each in standings) for name in ("asked", "in_flight"))
+        return f"{now - self.origin_s:6.1f} s  offered {asked}, in flight {in_flight}, {counts or 'none ended'}{median}"

@@ -34,6 +34,7 @@ from workloads.roofline import (
     MEASURE_S,
     MODEL,
     RATE_PER_S,
+    STREAM_TOKENS,
     TIMEOUT_S,
     TOKENS,
     TTFT_S,
@@ -43,10 +44,10 @@ from workloads.roofline import (
     cache_path,
     cached,
     closed_loop,
-    most_per_s,
     open_loop,
     remember,
     summary,
+    with_streams,
 )
 from workloads.stub_controller import Birth, Timing
 from workloads.stub_process import StubFailed
@@ -55,7 +56,6 @@ from workloads.watch import ProbeWatch
 
 IN_FLIGHT = 256
 """A place of a closed loop asks at most a hundred times a second."""
-STREAM_TOKENS = 128
 PIECE_TOKENS = 4
 """Of a stream that is gathered for the 50 ms of the policy, at the pace of a small model."""
 _CLIENT = "client-0"
@@ -112,10 +112,8 @@ async def measure(measure_s: float = MEASURE_S, rate_per_s: float = RATE_PER_S) 
             raise StubFailed(str(error)) from error
         finally:
             await server.stop()
-    found = summary(whole, paced, rate_per_s, IN_FLIGHT)
-    tokens_per_s = STREAM_TOKENS * most_per_s(streams.completed)
-    failed = found.failed + len(streams.rows) - len(streams.completed)
-    return msgspec.structs.replace(found, client="NATS", tokens_per_s=tokens_per_s, failed=failed)
+    found = with_streams(summary(whole, paced, rate_per_s, IN_FLIGHT), streams)
+    return msgspec.structs.replace(found, client="NATS")
 
 
 async def _drive(

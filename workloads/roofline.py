@@ -40,6 +40,9 @@ GAP_S = 0.01
 TOKENS = 16
 RATE_PER_S = 200.0
 IN_FLIGHT = 64
+STREAM_TOKENS = 128
+STREAM_GAP_S = 0.001
+"""64 streams then offer more tokens than anybody reads."""
 SHARE_FULL = 0.8
 """Of a core: who takes more has no time left."""
 SHARE_BUSY = 0.5
@@ -91,11 +94,14 @@ class Roofline(msgspec.Struct, frozen=True):
             return "neither had all of one, so the host or what is between them is the limit"
         return "the stub is the limit" if self.stub_cpu > self.client_cpu else "this client is the limit"
 
+    def share(self, per_s: float, tokens_per_s: float) -> float:
+        """Of the roofline, that so much takes of one client."""
+        share = per_s / self.requests_per_s if self.requests_per_s > 0 else math.inf
+        return max(share, tokens_per_s / self.tokens_per_s) if self.tokens_per_s else share
+
     def beside(self, per_s: float, tokens_per_s: float, clients: int = 1) -> str:
         """What a load is for as many such clients, in a line. tokens_per_s: that they read, at most."""
-        share = per_s / clients / self.requests_per_s if self.requests_per_s > 0 else math.inf
-        if self.tokens_per_s:
-            share = max(share, tokens_per_s / clients / self.tokens_per_s)
+        share = self.share(per_s / clients, tokens_per_s / clients)
         over = "1 client" if clients == 1 else f"{clients} clients"
         text = f"offered {per_s:.1f} requests/s over {over}: {share:.0%} of it"
         return text if share <= SHARE_BUSY else f"{text}, so the load generators may be measured as well"
@@ -178,13 +184,22 @@ def most_per_s(rows: Iterable[RequestRow]) -> float:
 
 
 async def measure(measure_s: float = MEASURE_S, rate_per_s: float = RATE_PER_S) -> Roofline:
-    """Both drives, of `measure_s` each. Raises StubFailed."""
+    """Three drives of `measure_s` each: requests/s, tokens/s, and times at a rate. Raises StubFailed."""
     async with running_stub(0.0, 0.0) as stub:
         await drive_stub(stub, closed_loop(IN_FLIGHT, 0.2))
         most = await drive_stub(stub, closed_loop(IN_FLIGHT, measure_s))
+    async with running_stub(0.0, STREAM_GAP_S) as stub:
+        streams = await drive_stub(stub, closed_loop(IN_FLIGHT, measure_s, STREAM_TOKENS))
     async with running_stub(TTFT_S, GAP_S) as stub:
         paced = await drive_stub(stub, open_loop(rate_per_s, measure_s))
-    return summary(most, paced, rate_per_s)
+    return with_streams(summary(most, paced, rate_per_s), streams)
+
+
+def with_streams(found: Roofline, streams: Drive) -> Roofline:
+    """With the tokens per second of a closed loop of streams of STREAM_TOKENS."""
+    failed = found.failed + len(streams.rows) - len(streams.completed)
+    tokens_per_s = STREAM_TOKENS * most_per_s(streams.completed)
+    return msgspec.structs.replace(found, tokens_per_s=tokens_per_s, failed=failed)
 
 
 def summary(most: Drive, paced: Drive, rate_per_s: float, in_flight: int = IN_FLIGHT) -> Roofline:

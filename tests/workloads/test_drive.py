@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -22,6 +25,8 @@ from analysis.recorder import MetricsCollector, RecorderError
 from analysis.verdict import EXIT_CODES, Outcome
 from tests.processes import ROOT
 from workloads import drive, roofline
+from workloads.capacity import Capacity
+from workloads.http_probe import Probe
 from workloads.roofline import Roofline
 from workloads.stub_server import StubServer
 
@@ -76,6 +81,7 @@ def test_a_drive_leaves_what_analysis_reads_and_judges_alike(
     stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--rate", "300/s", "--duration", "2", "--slo", "1", "--expect", "latency_p95_s<=1", "--seed", "3"]
+    more += ["--processes", "1"]
     code = run(stub, tmp_path, *more, "--set", "output_tokens=[2,4]")
     told = capsys.readouterr().out
     directory = tmp_path / "latest"
@@ -88,7 +94,7 @@ def test_a_drive_leaves_what_analysis_reads_and_judges_alike(
     assert {number for number, outcome in judged.items() if outcome is Outcome.PASS} == {1, 4, 9}
     assert {outcome for number, outcome in judged.items() if number not in (1, 4, 9)} == {Outcome.NOT_APPLICABLE}
     assert "client roofline on this host: 30 requests/s at most" in told
-    assert "NOTE: that is 1000% of what this driver does" in told
+    assert "NOTE: that is 1000% of what a driver does" in told
     assert "goodput (within --slo)       100.00 %" in told
     planned = pq.read_table(directory / "schedule.parquet")["request_id"].to_pylist()
     assert sorted(pq.read_table(directory / "requests.parquet")["request_id"].to_pylist()) == planned
@@ -162,6 +168,9 @@ def test_the_key_is_nowhere_in_the_results_and_a_lost_row_breaks_conservation_fr
         (["--workload", "nowhere.yaml"], "nowhere.yaml"),
         (["--api-key-env", "NOT_THERE"], "NOT_THERE"),
         (["--url", "nonsense"], "nonsense"),
+        (["--closed", "4", "--rate", "5/s"], "--closed, --rate: expected one of them"),
+        (["--closed", "40", "--connections", "20"], "--closed 40: expected at most --connections"),
+        (["--closed", "4", "--context-words", "10"], "the context holds 10"),
         (["--rate", "0.001/s", "--duration", "1"], "no request at all"),
         (["--context-words", "10"], "the context holds 10"),
     ],
@@ -211,6 +220,114 @@ def test_ctrl_c_ends_the_load_and_leaves_a_report_marked_incomplete(stub: str, t
     assert verdict.verdict is not Outcome.PASS
     assert verdict.counts.completed > 10
     assert (tmp_path / "latest" / "report.html").exists()
+
+
+def test_so_many_are_kept_in_flight(stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--no-roofline", "--closed", "6", "--duration", "1", "--processes", "1", "--set", "output_tokens=[2,4]"]
+    code = run(stub, tmp_path, *more)
+    told = capsys.readouterr().out
+    history = load_history(tmp_path / "latest")
+    verdict = judge(history)
+    assert code == EXIT_CODES[verdict.verdict], told
+    assert verdict.counts.completed == verdict.counts.offered > 20, told
+    assert "keeping 6 requests in flight (closed loop, seed 1)" in told
+    assert "a probe of 2 s with 6 in flight" in told
+    assert {each.name: each.verdict for each in verdict.criteria}["closed load (self-check)"] is Outcome.PASS
+    assert history.experiment["phases"] == {"load": {"duration_s": 1.0, "load": {"closed": 6}}}
+    rows = history.requests.sort_values("sent_s")
+    at_once = [((rows["sent_s"] <= time_s) & (rows["ended_s"] > time_s)).sum() for time_s in rows["sent_s"]]
+    assert max(at_once) == 6
+    assert not rows["request_id"].str.startswith("probe").any(), "the probe is no part of the run"
+
+
+def test_several_processes_drive_one_load(stub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--no-roofline", "--rate", "100/s", "--duration", "2", "--processes", "3", "--set", "output_tokens=[2,4]"]
+    run(stub, tmp_path, *more)
+    told = capsys.readouterr().out
+    directory = tmp_path / "latest"
+    history = load_history(directory)
+    verdict = judge(history)
+    assert verdict.complete, told
+    assert verdict.counts.completed == verdict.counts.offered > 100, told
+    assert sorted(history.requests["node"].unique()) == ["client-0", "client-1", "client-2"]
+    owners = history.requests.groupby("session_id")["node"].nunique()
+    assert owners.max() == 1, "a chat stays with one driver"
+    planned = pq.read_table(directory / "schedule.parquet")["request_id"].to_pylist()
+    assert sorted(history.requests["request_id"]) == sorted(planned)
+    # One time zero for all: nobody sends before it.
+    assert (history.requests["sent_s"] >= history.requests["intended_s"]).all()
+    assert (history.requests.groupby("node")["intended_s"].min() < 1.0).all()
+    assert "3 driver processes share the load" in told
+    workload = history.experiment["workload"]
+    assert isinstance(workload, dict)
+    assert workload["generators"] == 3
+
+
+def driving(stub: str, out: Path) -> "subprocess.Popen[str]":
+    """Two processes that drive for a minute; returned when they have begun."""
+    command = [sys.executable, "-m", "workloads.drive", "--url", stub, "--model", "m", "--out", str(out)]
+    command += ["--no-roofline", "--rate", "30/s", "--warm-up", "0", "--duration", "60", "--processes", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while line and not line.startswith("phase load"):
+        line = process.stdout.readline()
+    return process
+
+
+def drivers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return [each for each in psutil.Process(process.pid).children() if "workloads.http_share" in each.cmdline()]
+
+
+def test_a_driver_that_dies_ends_the_others_and_leaves_an_incomplete_report(stub: str, tmp_path: Path) -> None:
+    with driving(stub, tmp_path) as process:
+        drivers = drivers_of(process)
+        assert len(drivers) == 2
+        drivers[0].kill()
+        assert process.stdout is not None
+        said = process.stdout.read()
+    assert process.returncode == 5, said
+    assert "Traceback" not in said
+    assert "the driver process has ended with code -9; what was in flight is given up" in said
+    assert not read_verdict(tmp_path / "latest").complete
+    assert psutil.wait_procs(drivers, timeout=20)[1] == []
+
+
+def test_drivers_end_with_the_command_also_when_it_is_killed(stub: str, tmp_path: Path) -> None:
+    with driving(stub, tmp_path) as process:
+        drivers = drivers_of(process)
+        process.kill()
+    assert len(drivers) == 2
+    assert psutil.wait_procs(drivers, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "found"),
+    [
+        (["--rate", "10/s"], 8, 1),
+        (["--rate", "31/s"], 8, 3),
+        (["--rate", "31/s"], 2, 2),
+        (["--rate", "3000/s"], 8, 8),
+        (["--rate", "9/s", "--set", "output_tokens=100"], 8, 4),
+    ],
+)
+def test_a_load_is_spread_before_a_driver_is_half_busy(
+    options: list[str], cores: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    given = drive._parser().parse_args(["--url", "http://127.0.0.1:9/v1", "--model", "m", "--duration", "3", *options])
+    spec = drive._workload(given)
+    limits = msgspec.structs.replace(LIMITS, tokens_per_s=500.0)
+    assert drive._processes(spec, drive._plan(spec, given), given, limits, None) == found
+
+
+def test_a_closed_loop_is_spread_by_what_its_probe_took() -> None:
+    given = drive._parser().parse_args(["--url", "http://127.0.0.1:9/v1", "--model", "m", "--closed", "4"])
+    busy = Probe(Capacity(10.0, 100.0, 20, 2.0), 0.7)
+    spec = drive._workload(given)
+    plan = drive._plan(spec, given, busy.capacity)
+    assert drive._processes(spec, plan, given, None, busy) == min(2, os.cpu_count() or 1)
+    assert drive._processes(spec, plan, given, None, msgspec.structs.replace(busy, cpu_share=0.2)) == 1
 
 
 def test_a_roofline_is_measured_against_a_stub_in_a_process_of_its_own() -> None:
