@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, engine_fault_cases, host_cases, kill_cases, serving_cases
+from tests import contract, engine_fault_cases, host_cases, kill_cases, schedule_cases, serving_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -142,6 +142,7 @@ def cases() -> list[Case]:
         Case(f"three_hosts_{name}", "exit 0, or skipped without root", partial(_on_three_hosts, test=test))
         for name, test in host_cases.THREE_HOSTS.items()
     ]
+    found.append(Case("schedule_killed", "every slot accounted for, no slot twice, changes told", _schedule_killed))
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     found += [
@@ -520,6 +521,12 @@ def _sabotage_each(out: Path, experiment: Path) -> Outcome:
     if len(faults) != serving_cases.FAULTS[experiment] or any(fault.verified for fault in faults):
         problems.append(f"{sum(fault.verified for fault in faults)} of {len(faults)} faults are called verified")
     return _outcome(code, run, verdict, problems, f"0 of {len(faults)} faults verified" if not problems else "")
+
+
+def _schedule_killed(out: Path) -> Outcome:
+    """A scheduler of real runs, killed -9 half-way and started again."""
+    problems, figures = schedule_cases.play(out)
+    return Outcome(got="no account that is right" if problems else "all of it", problems=problems, figures=figures)
 
 
 def _serving_soak(out: Path) -> Outcome:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from analysis.whole_file import write_whole
+from tests import bundle
 from tests.cases import Case, Outcome, cases
 from tests.processes import ROOT
 
@@ -139,6 +140,9 @@ def main() -> int:
     text = table(chosen, state, code)
     (folder / "table.md").write_text(text)
     print(f"\n{text}")
+    if options.bundle or sys.platform == "darwin":
+        told = bundle.write(folder, text, {case.name: state.outcome(case.name, code) for case in chosen}, code)
+        print(f"to be shared, with nothing that says whose machine it was: {told}")
     outcomes = [state.outcome(case.name, code) for case in chosen]
     return 0 if all(outcome is not None and not outcome.problems for outcome in outcomes) else 1
 
@@ -149,6 +153,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="this case; may be repeated")
     parser.add_argument("--fresh", action="store_true", help="play also what is known already")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no more cases after this time")
+    parser.add_argument("--bundle", action="store_true", help="write a file to be shared (on macOS always)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "verify", help="default results/verify/")
     return parser.parse_args()
 

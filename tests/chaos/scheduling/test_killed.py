@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from chaos.scheduling.records import Ended, Started
+from chaos.scheduling.records import Ended
 from tests.chaos.scheduling import stub_run
 from tests.chaos.scheduling.killed import MINUTES, Ten, changes, webhook
+from tests.schedule_cases import running
 
 SCHEDULE = """
 name: ten
@@ -23,11 +24,11 @@ def test_ten_minutes_with_a_kill_in_the_middle_are_accounted_for_slot_by_slot(tm
         try:
             ten.start()
             # Killed while a run goes on, whatever the machine's speed.
-            assert ten.until(lambda: ten.minute() > MINUTES / 2 and _running(ten), 60), ten.lines
+            assert ten.until(lambda: ten.minute() > MINUTES / 2 and running(ten), 60), ten.lines
             ten.kill()
-            alive_before = _running(ten)
+            alive_before = running(ten)
             ten.start()
-            assert ten.until(lambda: ten.minute() > MINUTES + 1 and not _running(ten), 60), ten.lines
+            assert ten.until(lambda: ten.minute() > MINUTES + 1 and not running(ten), 60), ten.lines
             assert ten.until(lambda: len(hook.posted) >= len(changes(ten.records())), 10), ten.lines
             assert ten.stop() == 0, ten.lines
             assert not ten.problems(hook.posted), ten.lines
@@ -38,9 +39,3 @@ def test_ten_minutes_with_a_kill_in_the_middle_are_accounted_for_slot_by_slot(tm
         finally:
             ten.family.end()
     assert not ten.family.alive()
-
-
-def _running(ten: Ten) -> bool:
-    records = ten.records()
-    starts = {(each.entry, each.slot_s) for each in records if isinstance(each, Started)}
-    return bool(starts - {(each.entry, each.slot_s) for each in records if isinstance(each, Ended)})
