@@ -38,6 +38,9 @@ _LEAD_S = 0.5
 _TRAVEL_S = 0.001
 _DRAIN_POLL_S = 0.02
 _LINK_S = 10.0
+_FLUSH_ROWS = 1024
+_FLUSH_S = 60.0
+"""No node of this world can lose the rows that wait, so they are written in fewer and larger parts."""
 _START_S = 2.0
 """How long a new process takes to its first word."""
 
@@ -340,7 +343,7 @@ class SimulatedWorld:
         return [[math.inf] * len(delivered) for _, delivered in cases]
 
     def _collector(self, node: str, incarnation: int) -> MetricsCollector:
-        collector = MetricsCollector(self._raw, node, incarnation)
+        collector = MetricsCollector(self._raw, node, incarnation, flush_rows=_FLUSH_ROWS, flush_s=_FLUSH_S)
         self._collectors[f"{node}.{incarnation}"] = collector
         return collector
 

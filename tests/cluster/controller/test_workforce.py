@@ -135,11 +135,11 @@ def test_it_chooses_as_if_it_looked_at_every_worker(history: list[tuple[str, obj
                 continue
             case "ask", tuple() as ask:
                 entry = _entry(number, ask)
-                worker, _ = force.pick(entry, ask[4], now)
-                assert worker == _pick(force, entry, ask[4])
+                chosen, _ = force.pick(entry, ask[4], now)
+                assert chosen == _pick(force, entry, ask[4])
                 assert force.is_only_full(entry) == _is_only_full(force, entry)
-                if worker is not None:
-                    running.append(entry.begin_attempt(worker, 1, now))
+                if chosen is not None:
+                    running.append(entry.begin_attempt(chosen, 1, now))
                     force.began(running[-1], now)
                 continue
             case _:

@@ -16,7 +16,7 @@ from tests.cluster.simulation.stage import CUTS
 from workloads.load import OpenLoop
 from workloads.schedule import ScheduledRequest
 
-CLIENTS, REQUESTS = 4, 10_000
+WORKERS, CLIENTS, REQUESTS = 3, 4, 10_000
 EVERY_S = 0.016
 SESSIONS_MAX = 50
 DEADLINE_S = 8.0
