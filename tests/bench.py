@@ -68,7 +68,7 @@ from cluster.worker.worker import WorkerNode
 from tests.aggregate_bench import aggregate_rows
 from tests.control_plane_bench import answering, control_plane_rows, running_broker, spread
 from tests.processes import ROOT
-from tests.roofline_bench import roofline_rows
+from tests.roofline_bench import nats_client_rows, roofline_rows
 from tests.serving_bench import serving_rows
 from tests.toxiproxy_bench import toxiproxy_rows
 
@@ -371,6 +371,7 @@ def main() -> int:
         ("served cluster", serving_rows),
         ("embedded Toxiproxy", toxiproxy_rows),
         ("HTTP driver", roofline_rows),
+        ("NATS client", nats_client_rows),
         ("ten million rows", aggregate_rows),
     ):
         print(f"measuring: {name}", file=sys.stderr, flush=True)

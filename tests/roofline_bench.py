@@ -1,4 +1,4 @@
-"""The HTTP driver against a stub of known timing, beside another load driver at the same stub, in one run.
+"""The load clients against stubs of known timing: HTTP beside another load driver at the same stub, and NATS.
 
 `python -m tests.roofline_bench` prints the rows; tests.bench shows them with the others. The other driver is aiperf,
 in an environment of its own that is made once and thrown away with the folder for temporary files; it is no dependency.
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from cluster.engine.weights import model_directory
-from workloads.roofline import TOKENS, closed_loop, drive_stub, most_per_s, open_loop
+from workloads import nats_roofline
+from workloads.roofline import STREAM_TOKENS, TOKENS, closed_loop, drive_stub, most_per_s, open_loop
 from workloads.stub_process import running_stub
 
 Row = tuple[str, str, str, str]
@@ -34,6 +35,31 @@ INSTALL_S_MAX = 600.0
 def roofline_rows() -> list[Row]:
     """Dispatch lag at 500 requests/s, the error of what is measured then, and the maximum rate beside the peer's."""
     return asyncio.run(_rows())
+
+
+def nats_client_rows() -> list[Row]:
+    """The most that a load client of a live run does, and its dispatch lag at 500 requests/s."""
+    found = asyncio.run(nats_roofline.measure(MOST_S, RATE_PER_S))
+    what = f"NATS client, {found.in_flight} in flight, most"
+    return [
+        (
+            f"{what} requests ({found.tokens} tokens at once)",
+            f"{found.requests_per_s:.0f} requests/s",
+            f"client {found.client_cpu:.0%} of a core",
+            f"stub {found.stub_cpu:.0%}",
+        ),
+        (f"{what} tokens (streams of {STREAM_TOKENS})", f"{found.tokens_per_s or 0.0:.0f} tokens/s", "", ""),
+        (
+            f"NATS client at {RATE_PER_S:.0f} requests/s, {found.samples} completed, {found.failed} did not",
+            f"dispatch lag p99 {_ms(found.lag_p99_s)}",
+            f"first token {1000 * found.ttft_error_p50_s:+.2f} ms off the truth, p99 {_ms(found.ttft_error_p99_s)}",
+            f"the stub's own p99 {_ms(found.stub_late_p99_s)}",
+        ),
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 async def _rows() -> list[Row]:
@@ -135,7 +161,7 @@ class _Peer:
 
 def main() -> int:
     """Print the rows."""
-    for row in roofline_rows():
+    for row in [*roofline_rows(), *nats_client_rows()]:
         print("| " + " | ".join(row) + " |")
     return 0
 
