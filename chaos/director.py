@@ -92,7 +92,10 @@ class Director:
             self.complete = True
         finally:
             self._blocks.end()
-            await self._injector.end()
+            healed = await self._injector.end()
+            if not self.complete:
+                said = "everything injected is healed" if healed else "NOT EVERY heal is proved"
+                self._watcher.note(f"stopping: {said}, closing down the cluster and writing what there is")
 
     async def _plan_load(self) -> None:
         spec, policy = self._experiment.workload, self._experiment.policy

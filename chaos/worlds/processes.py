@@ -77,7 +77,9 @@ class Processes:
         for node in nodes:
             self._actors[node] = self._make(node)
         starts = [self._actors[node].start.remote(_LINK_S) for node in nodes]
-        _, *pids = await asyncio.wait_for(asyncio.gather(self._agent.start.remote(), *starts), limit_s)
+        # In wait_for, a start that is called off leaves an error behind that nobody asks for, and asyncio prints it.
+        async with asyncio.timeout(limit_s):
+            _, *pids = await asyncio.gather(self._agent.start.remote(), *starts)
         self._pids = dict(zip(nodes, pids, strict=True))
         await asyncio.gather(*(self._learn_incarnation(node) for node in nodes))
         await self._watch()

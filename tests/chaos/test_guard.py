@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from chaos.experiment import GuardSpec
+from chaos.faults.partition import Partition
 from chaos.guard import Guard, Stopped
 from chaos.progress import Snapshot
-from tests.chaos.simulated_runs import conduct
+from chaos.worlds.world import World
+from tests.chaos.simulated_runs import Run, conduct
 
 WORKERS = ["worker-0", "worker-1", "worker-2"]
 
@@ -92,3 +94,102 @@ def test_two_faults_that_wait_for_the_same_moment_do_not_both_take_the_last_plac
     struck = done.history.faults["injected_s"].notna()
     assert struck.tolist().count(True) == 1
     assert "targets_max" in done.history.faults.loc[~struck, "evidence"].item()
+
+
+CUT = "kind: partition, mode: black_hole, phase: fault, ttl_s: 60"
+LIMITS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    # What would trigger, what would not, and what else the run needs.
+    "latency_p99_s_max": ("0.9", "30", ()),
+    "error_share_max": ("0.5", "1", ("faults.cut.targets=[controller]", "policy.client.deadline_s=2")),
+}
+
+
+def stopped_by(done: Run) -> str | None:
+    told = done.history.events[done.history.events["kind"] == "guard"]
+    return None if told.empty else str(told["detail"].item())
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("condition", LIMITS)
+def test_a_run_beyond_a_limit_is_stopped_healed_and_failed_and_one_within_it_is_not(
+    tmp_path: Path, condition: str
+) -> None:
+    beyond, within, settings = LIMITS[condition]
+    done = conduct(tmp_path / "beyond", f"guard.{condition}={beyond}", *settings)
+    assert f"guard.{condition} is" in (stopped_by(done) or "")
+    assert done.verdict.verdict == "fail"
+    assert not done.verdict.complete
+    (fault,) = done.history.faults.to_dict("records")
+    assert fault["heal_verified"]
+    (asked_s,) = done.history.events.loc[done.history.events["kind"] == "guard", "time_s"]
+    assert 0 <= fault["healed_s"] - asked_s < 1.0
+    assert any("stopping: everything injected is healed" in note for note in done.watcher.notes)
+    done = conduct(tmp_path / "within", f"guard.{condition}={within}", *settings)
+    assert stopped_by(done) is None
+    assert done.verdict.complete
+    assert not any("stopping" in note for note in done.watcher.notes)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_unproven_heal_ends_a_simulated_run_only_where_it_shall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    async def nothing(fault: Partition, world: World) -> None:
+        """In place of the heal."""
+
+    monkeypatch.setattr(Partition, "heal", nothing)
+    short = ("faults.cut.duration_s=4", "phases.fault.duration_s=12", "recovery_limit_s=2")
+    done = conduct(tmp_path, f"guard.stop_when_unrecovered={str(asked).lower()}", *short)
+    assert (stopped_by(done) is not None) == asked
+    assert done.verdict.complete != asked
+    assert done.verdict.verdict == "fail"
+    if asked:
+        assert "the heal of partition black_hole worker-0 is not proven" in (stopped_by(done) or "")
+        assert any("stopping: NOT EVERY heal is proved" in note for note in done.watcher.notes)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stop_file_in_mid_fault_heals_all_faults_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    file = tmp_path / "stop"
+    before = Guard.check
+
+    def check(guard: Guard, snapshot: Snapshot) -> None:
+        if there and snapshot.elapsed_s > 9.0:
+            file.touch()
+        before(guard, snapshot)
+
+    monkeypatch.setattr(Guard, "check", check)
+    second = f"faults.other={{{CUT}, targets: [worker-1], start_s: 1, duration_s: 12}}"
+    done = conduct(tmp_path / "out", f"guard.stop_file={file}", second)
+    assert (stopped_by(done) == f"{file} exists") == there
+    if not there:
+        return
+    assert done.verdict.verdict == "inconclusive"
+    assert done.history.faults["heal_verified"].tolist() == [True, True]
+    (asked_s,) = done.history.events.loc[done.history.events["kind"] == "guard", "time_s"]
+    assert ((done.history.faults["healed_s"] - asked_s).between(0, 0.1)).all(), "none waits for another's proof"
+
+
+@pytest.mark.simulated
+def test_an_interrupt_in_mid_fault_heals_and_leaves_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Guard.check
+
+    def check(guard: Guard, snapshot: Snapshot) -> None:
+        if snapshot.elapsed_s > 9.0:
+            raise KeyboardInterrupt
+        before(guard, snapshot)
+
+    monkeypatch.setattr(Guard, "check", check)
+    done = conduct(tmp_path)
+    assert done.verdict.reasons[0] == "the run did not finish: interrupted"
+    assert done.verdict.verdict == "inconclusive"
+    (fault,) = done.history.faults.to_dict("records")
+    assert fault["heal_verified"]
+    assert fault["healed_s"] < 10.0
+    assert any("stopping: everything injected is healed" in note for note in done.watcher.notes)
