@@ -21,7 +21,7 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, engine_fault_cases, host_cases, kill_cases, schedule_cases, serving_cases
+from tests import contract, engine_fault_cases, host_cases, kill_cases, schedule_cases, serving_cases, staging_cases
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -143,6 +143,10 @@ def cases() -> list[Case]:
         for name, test in host_cases.THREE_HOSTS.items()
     ]
     found.append(Case("schedule_killed", "every slot accounted for, no slot twice, changes told", _schedule_killed))
+    found += [
+        Case(f"staging_{play.__name__}", expected, partial(_staging, play=play))
+        for play, expected in staging_cases.PLAYS.items()
+    ]
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     found += [
@@ -462,6 +466,11 @@ def _sabotage_engine_faults(out: Path) -> Outcome:
     if len(faults) <= len(engine_fault_cases.WAYS) or any(fault.verified for fault in faults):
         problems.append(f"of {len(faults)} shams {sum(fault.verified for fault in faults)} are called verified")
     return _outcome(code, run, verdict, problems)
+
+
+def _staging(out: Path, play: staging_cases.Play) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder:
+        return Outcome(*play(Path(folder), out))
 
 
 def _host_failure(out: Path) -> Outcome:

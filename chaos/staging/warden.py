@@ -22,7 +22,7 @@ from chaos.target import Steady, Target, TargetError
 
 LOOK_S = 0.25
 """How often stop file, hours and budget are looked at."""
-_URL_EVERY_S = 0.5
+URL_EVERY_S = 0.5
 _URL_S = 3.0
 """How long the stop URL may take to say that the run may go on."""
 _ENDED_MAX = 100_000
@@ -181,7 +181,7 @@ class Warden:
             said, self._asking = task.result(), None
             if said:
                 self.trip(STOP, said)
-        if self._asking is None and self.stopped is None and time.monotonic() >= self._asked_s + _URL_EVERY_S:
+        if self._asking is None and self.stopped is None and time.monotonic() >= self._asked_s + URL_EVERY_S:
             self._asked_s = time.monotonic()
             self._asking = asyncio.create_task(asyncio.to_thread(may_go_on, url))
 
