@@ -14,9 +14,11 @@ from analysis.facts import (
     FaultWindow,
     QuietSpan,
     fault_windows,
+    hit_every_worker,
     offered,
     quiet_spans,
     recovery_limit_s,
+    worker_count,
 )
 from analysis.history import History
 from analysis.statistics import percentile
@@ -127,6 +129,7 @@ class FaultTimes(msgspec.Struct, frozen=True):
 def fault_times(history: History) -> list[FaultTimes]:
     """The times of every injected fault, by injection."""
     windows, lines = fault_windows(history), offered(history)
+    proved = set(history.faults.loc[history.faults["verified"].astype(bool), "name"])
     spans = {span.fault: span for span in quiet_spans(history)}
     returns: dict[tuple[float, float], float | None] = {}
     times = []
@@ -158,7 +161,10 @@ def fault_times(history: History) -> list[FaultTimes]:
                 at_risk=len(touched(history, fault, lines)),
                 not_judged="" if span is None or back_s is not None else _cut_off(history, span, windows),
                 tolerance_s=tolerance_s,
-                late=None if distrusting else _late(history, fault, detection_s, tolerance_s),
+                # Of a fault that did not prove that it bites nobody had anything to notice.
+                late=None
+                if distrusting or fault.name not in proved
+                else _late(history, fault, detection_s, tolerance_s),
                 detection_known=not history.info.outside
                 and (detection_s is not None or not (distrusting or _undecided(fault, until_s))),
             )
@@ -275,7 +281,8 @@ def touched(history: History, fault: FaultWindow, lines: pd.DataFrame) -> set[st
     ends_s = lines["ended_s"].fillna(math.inf)
     alive = lines[(lines["intended_s"] < fault.healed_s) & (ends_s > fault.injected_s)]
     deciders = controllers(history.events)
-    if "broker" in fault.targets or (deciders and deciders <= set(fault.targets)):
+    everybody = "broker" in fault.targets or hit_every_worker([fault], worker_count(history))
+    if everybody or (deciders and deciders <= set(fault.targets)):
         return set(alive["request_id"])
     on = attempts["worker"].isin(fault.targets) | attempts["node"].isin(fault.targets)
     open_then = attempts[on & (attempts["begun_s"] < fault.healed_s) & (attempts["ended_s"] > fault.injected_s)]

@@ -13,7 +13,7 @@ from analysis.page import Figure, PhaseRow, figures
 from analysis.recovery import fault_times
 from analysis.recovery_view import recovery_view
 from analysis.verdict import Counts, EpisodeResult
-from tests.analysis.histories import EXPERIMENT, HEALED_S, INJECTED_S, INTERVAL_S, PHASES, Run, clean_run
+from tests.analysis.histories import EXPERIMENT, HEALED_S, INJECTED_S, INTERVAL_S, PHASES, WORKERS, Run, clean_run
 from tests.analysis.test_checkers import fail, fresh, request
 
 LAST = len(clean_run().schedule) - 1
@@ -81,8 +81,23 @@ def test_requests_of_the_targets_are_at_risk_and_lost_where_they_do_not_complete
 @pytest.mark.parametrize("target", ["broker", "controller", "client-0"])
 def test_everybody_hangs_on_the_broker_the_only_controller_and_their_client(target: str) -> None:
     run = clean_run(target=target)
-    alive = [row for row in run.find("requests") if row.intended_s < HEALED_S and row.ended_s > INJECTED_S]
-    assert fault_times(run.history())[0].at_risk == len(alive)
+    assert fault_times(run.history())[0].at_risk == len(alive_meanwhile(run))
+
+
+def test_where_all_workers_are_hit_also_those_are_at_risk_whom_nobody_tried() -> None:
+    run = fresh()
+    run.change(run.find("faults")[0], targets=list(WORKERS))
+    untried = next(row for row in alive_meanwhile(run) if row.intended_s > INJECTED_S)
+    for row in run.find("attempts", request_id=untried.request_id):
+        run.drop(row)
+    fail(run, untried.request_id, "NO_WORKERS_AVAILABLE")
+    episode = only(run)
+    assert (episode.at_risk, episode.lost) == (len(alive_meanwhile(run)), 1)
+
+
+def alive_meanwhile(run: Run) -> list[Any]:
+    """The requests whose life meets the fault of a clean run."""
+    return [row for row in run.find("requests") if row.intended_s < HEALED_S and row.ended_s > INJECTED_S]
 
 
 def test_two_faults_apart_are_judged_each_over_its_own_time() -> None:
@@ -257,6 +272,14 @@ def test_predicted_measured_and_late_are_data_of_the_verdict_and_so_are_the_epis
     assert (fault.name, fault.predicted_s, fault.tolerance_s, fault.late) == ("cut", 0.5, CLOCK_TOLERANCE_S, True)
     assert fault.measured_s == pytest.approx(1.2, abs=0.3)
     assert verdict.episodes == episodes(run.history())
+
+
+def test_a_fault_that_did_not_bite_is_not_noticed_late() -> None:
+    run = clean_run(target="worker-2")
+    run.change(run.find("faults")[0], predicted_detection_s=1.6, predicted_by="no heartbeat")
+    assert fault_times(run.history())[0].late is True
+    run.change(run.find("faults")[0], verified=False)
+    assert fault_times(run.history())[0].late is None
 
 
 def test_what_is_over_before_it_was_due_need_not_be_noticed() -> None:

@@ -63,6 +63,6 @@ def conduct(out: Path, *settings: str, seed: int = 1) -> Run:
     """Through the real director, recorder, merge, checkers and judge; only the pages for people are left out."""
     whole = experiment(*settings)
     results, watcher = ResultsDirectory(out, whole, "simulated", seed), Quiet()
-    run._execute(whole, "simulated", seed, results, watcher, None)  # type: ignore[arg-type]
+    run._execute(whole, "simulated", seed, results, watcher, None, None)  # type: ignore[arg-type]
     history = load_history(results.path)
     return Run(results.path, history, judge(history), watcher)
