@@ -33,6 +33,7 @@ from chaos.target import Target
 from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.staging import StagingWorld
 from chaos.worlds.world import HandleError, InfrastructureError, World
+from cluster.live.ray_variables import prepare_to_join
 from workloads.capacity import CapacityUnknown, HostTooSlow, InfeasibleRate
 
 EXIT_USAGE = 2
@@ -125,11 +126,7 @@ def prepare_ray(address: str | None) -> None:
         # Unless it believes that the host is alone, it listens on every interface.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     else:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
-        # Ray enables it by itself only in a cluster that it starts.
-        named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-        if named or (Path.home() / ".ray" / "auth_token").exists():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        prepare_to_join()
     # That a process or a host died is what experiments are about: the report tells it better than Ray.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|has been marked dead")
 

@@ -32,6 +32,9 @@ LEASE_S = 60.0
 """How long the runner may be silent before everything of its run ends on a host."""
 CHUNK_BYTES = 4 * 2**20
 _FILES_MAX = 4_096
+_UNFETCHED_MAX = 5
+_UNFETCHED_S_MIN = 3_600.0
+"""What was written to in this time may be a run's that goes on."""
 _LOOK_S = 1.0
 _HERE = str(Path(__file__).resolve().parents[2])
 _log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class OtherHostAgent(HostAgent):
         self._mark = os.environ[RUN_MARK]
         self._raw = rows_directory(self._mark)
         self._raw.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prune(self._raw.parent)
         super().__init__(name, str(self._raw))
         self._undo: UndoLog | None = None
         self._keeper: tuple[int, BinaryIO] | None = None
@@ -147,6 +151,15 @@ class OtherHostAgent(HostAgent):
                 break
         # The keeper reads the end of our pipe, heals, and ends what else is here of the run.
         os._exit(1)
+
+
+def prune(folder: Path) -> None:
+    """Remove old rows that nobody has fetched, because their runner was killed: all but the newest few."""
+    with contextlib.suppress(OSError):
+        by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in by_age[_UNFETCHED_MAX:]:
+            if time.time() - path.stat().st_mtime > _UNFETCHED_S_MIN:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def left_there(marks: Sequence[str], limit_s: float) -> list[str]:

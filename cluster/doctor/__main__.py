@@ -6,15 +6,14 @@ Exit code 0: every host is. 1: something has to be mended; each line says how. 2
 import argparse
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from cluster.doctor import probe
 from cluster.doctor.findings import Facts, Finding, examine, facts_of
+from cluster.live.ray_variables import prepare_to_join
 
 EXIT_UNFIT = 1
 EXIT_INFRASTRUCTURE = 5
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.address is None:
             findings = alone(options.model, options.workers)
         else:
-            prepare_environment()
+            prepare_to_join()
             findings = asyncio.run(everywhere(options.address, options.model, options.workers, options.port))
     except DoctorError as error:
         print(f"cluster.doctor: {error}", file=sys.stderr)
@@ -91,15 +90,6 @@ def told(findings: Sequence[Finding], *, everything: bool) -> str:
     absent = sum(not finding.applies for finding in findings)
     said = f"{hosts} hosts, {len(findings)} checks: {bad} to mend, {absent} not applicable here"
     return "\n".join([*lines, said if hosts > 1 else said.replace("hosts", "host", 1)])
-
-
-def prepare_environment() -> None:
-    """What Ray reads when it is imported, for whoever joins a cluster of several hosts."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
-    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if named or (Path.home() / ".ray" / "auth_token").exists():
-        # Ray enables it by itself only in a cluster that it starts.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 async def _ask(actors: Any, host: Any, model: str, targets: Sequence[tuple[str, int]]) -> Facts | Finding:

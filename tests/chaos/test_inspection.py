@@ -11,6 +11,7 @@ from chaos.worlds import inspection
 from chaos.worlds.inspection import inspect_hosts
 from chaos.worlds.world import InfrastructureError
 from cluster.doctor import probe
+from cluster.doctor.findings import Facts, examine
 from cluster.live.actors import RayHost
 
 OWN = RayHost("id-0", "127.0.0.1", {}, True)
@@ -37,13 +38,13 @@ def look(monkeypatch: pytest.MonkeyPatch, answer: Any, hosts: int = 1) -> None:
 
 
 def test_a_host_like_ours_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "examine", all_but_the_address(inspection.examine))
+    monkeypatch.setattr(inspection, "examine", all_but_the_address(examine))
     look(monkeypatch, {}, hosts=2)
 
 
-def all_but_the_address(examine: Any) -> Any:
+def all_but_the_address(whole: Any) -> Any:
     """Loopback is no address for a host, but the only one that is here for certain."""
-    return lambda *a, **k: [each for each in examine(*a, **k) if each.check != "address"]
+    return lambda *a, **k: [each for each in whole(*a, **k) if each.check != "address"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def all_but_the_address(examine: Any) -> Any:
     ],
 )
 def test_a_host_that_will_not_do_costs_one_line(answer: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "examine", all_but_the_address(inspection.examine))
+    monkeypatch.setattr(inspection, "examine", all_but_the_address(examine))
     with pytest.raises(InfrastructureError, match=said) as refused:
         look(monkeypatch, answer)
     assert "\n" not in str(refused.value)
@@ -71,4 +72,4 @@ def test_of_many_problems_the_first_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_probe_says_what_facts_are_made_of() -> None:
-    assert set(probe.look("tiny", (), "127.0.0.1")) == {each.name for each in msgspec.structs.fields(inspection.Facts)}
+    assert set(probe.look("tiny", (), "127.0.0.1")) == {each.name for each in msgspec.structs.fields(Facts)}
