@@ -58,7 +58,7 @@ class FaultTimes(msgspec.Struct, frozen=True):
     nobody can say whether the steady state came back, empty where it is known. followed: the next fault came before the
     run's end.
     at_risk: requests that hung on a target when it struck or came to hang on it before it was healed: on a worker by
-    an attempt, on a client because it sent them, on the broker or the only controller always.
+    an attempt, on a client because it sent them, on the broker, the only controller or all workers together always.
     """
 
     name: str
