@@ -138,7 +138,7 @@ def _execute(
     results: ResultsDirectory,
     progress: PublishedProgress,
     address: str | None,
-    target: Target | None,
+    target: Target | None = None,
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
