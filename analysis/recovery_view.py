@@ -145,6 +145,8 @@ def _steps(history: History, times: list[FaultTimes]) -> list[RecoveryStep]:
         # A run that was cut does not know what came after.
         value = seconds(value_s) if value_s is not None else "never" if complete else "unknown"
         note = asked
+        if metric == "detection_s" and value_s is None and worst.predicted_s is None and limit_s is None:
+            note = "no mechanism has to notice it"
         if len({getattr(each, metric) for each in judged}) > 1 or len(judged) < len(times):
             note += f"; worst: {worst.name} ({worst.label.replace('_', ' ')})"
         left = len(times) - len(judged)
