@@ -158,11 +158,13 @@ def tell(outcomes: Sequence[bool], versions: Sequence[str]) -> Story | None:
     return Story(state, first, last, resolved, passes if is_open else 0, _passes_needed(fails, last - began + 1))
 
 
-def findings(root: Path) -> list[Finding]:
-    """Of all runs below a folder, what to fix first first. Raises UnreadableError for a verdict that is damaged."""
+def findings(root: Path, strict: bool = False) -> list[Finding]:
+    """Of all runs below a folder, what to fix first on top. strict: raises UnreadableError for a damaged verdict."""
     seen: dict[tuple[str, str], tuple[Severity, list[Observation]]] = {}
     shelf = Shelf(root.resolve())
     for run in reversed(shelf.runs()):
+        if not run.verdict and not (strict and (shelf.folder(run) / "verdict.json").exists()):
+            continue
         for subject, name, severity, observation in _observed(shelf.folder(run), run):
             seen.setdefault((subject, name), (severity, []))[1].append(observation)
     found = [
@@ -175,12 +177,10 @@ def findings(root: Path) -> list[Finding]:
 
 def referred(root: Path) -> set[str]:
     """Ids of the runs that findings refer to: they are the evidence. Raises UnreadableError."""
-    return {run for each in findings(root) for run in (each.first, each.last, each.resolved) if run}
+    return {run for each in findings(root, strict=True) for run in (each.first, each.last, each.resolved) if run}
 
 
 def _observed(folder: Path, run: Listed) -> Iterator[tuple[str, str, Severity, Observation]]:
-    if not run.verdict:
-        return
     verdict = read_verdict(folder)
     subject = run.entry or f"{run.info.experiment} ({run.info.world}, {run.model or 'no model'})"
     version = _version(folder)
@@ -306,10 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.results.is_dir():
         return _complain(f"{options.results}: no such folder; name the one that holds your runs")
-    try:
-        found = findings(options.results)
-    except UnreadableError as error:
-        return _complain(str(error))
+    found = findings(options.results)
     shown = [each for each in found if each.open or not options.open]
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(shown), indent=1).decode())

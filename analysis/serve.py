@@ -134,10 +134,7 @@ class Browser:
 
     async def findings(self, request: web.Request) -> web.Response:
         """What has failed over all runs, what to fix first on top."""
-        try:
-            found = await asyncio.to_thread(findings, self._root)
-        except UnreadableError as error:
-            raise web.HTTPInternalServerError(text=str(error)) from None
+        found = await asyncio.to_thread(findings, self._root)
         return _page("findings.html.j2", findings=found[:SHOWN_MAX])
 
     def _chosen(self, path: str) -> Listed:

@@ -24,6 +24,7 @@ from analysis.schema import PROBE_PREFIX
 from analysis.tables import REFERENCES_SCHEMA, TOKEN_GAPS_SCHEMA
 from analysis.verdict import Verdict
 from analysis.whole_file import point_latest, write_whole
+from chaos.code import code_digest
 from chaos.experiment import Experiment
 from cluster.protocol import Token
 from workloads.plan import LoadPlan, plan_rows
@@ -99,6 +100,7 @@ class ResultsDirectory:
             "machine": platform.machine(),
             "cores": os.cpu_count(),
             "versions": versions,
+            "code": code_digest(),
             **world,
         }
         self._write("environment.json", msgspec.json.format(msgspec.json.encode(environment), indent=1).decode())

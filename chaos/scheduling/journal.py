@@ -99,7 +99,7 @@ class Journal:
             written = 0
             while written < len(line):
                 written += os.pwrite(self._file, line[written:], self._size + written)
-            os.fsync(self._file)
+            _sync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._size)
@@ -115,7 +115,7 @@ class Journal:
             with part.open("wb") as file:
                 file.write(msgspec.json.encode(state) + b"\n")
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno())
                 size = file.tell()
             os.replace(part, self._path)
             _sync_folder(self._path.parent)
@@ -154,6 +154,15 @@ def _whole(file: int) -> int:
             return begin + found + 1
         end = begin
     return 0
+
+
+def _sync(file: int) -> None:
+    """Wait until it is on the disk; what macOS calls so leaves it in the disk's own cache."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is None:
+        os.fsync(file)
+    else:
+        fcntl.fcntl(file, full)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -163,7 +163,11 @@ def _convert(document: dict[str, Any]) -> Plan:
     whole = {"name": "schedule", **document}
     entries = whole.get("entries")
     if isinstance(entries, dict):
-        whole["entries"] = {str(name): _typed(f"entries.{name}", value, Entry) for name, value in entries.items()}
+        for name in entries:
+            if not isinstance(name, str):
+                # YAML has made a number, or of `on` and `off` a truth, of what was meant as a name.
+                raise ScheduleError(f"entries: expected names, got {name!r}; put it in quotes")
+        whole["entries"] = {name: _typed(f"entries.{name}", value, Entry) for name, value in entries.items()}
     plan: Plan = _typed("", whole, Plan)
     return plan
 

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 from yarl import URL
 
-from analysis.runs import Filter, Shelf
+from analysis.runs import Filter, Shelf, Slot
 from analysis.serve import Browser, main
 from analysis.verdict import CriterionResult, Outcome, Verdict
 from tests.analysis import report_fixture
@@ -173,3 +173,29 @@ def test_a_missing_folder_is_said_in_one_line(tmp_path: Path, capsys: pytest.Cap
     assert main([str(tmp_path / "nosuch")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no such folder" in line
+
+
+def test_runs_of_a_schedule_are_shown_by_entry(root: Path) -> None:
+    for entry, run_id, measured in (("one", "aaa1", 2.5), ("two", "bbb2", 7.5)):
+        slot = root / "nightly" / entry / "20260105T030000Z"
+        keep(slot, f"20260105T030405-network_partition-live-{run_id}", verdict=judged(Outcome.PASS, measured))
+        (slot / "slot.json").write_bytes(msgspec.json.encode(Slot("nightly", entry, 1_767_582_000)))
+    assert {run.entry for run in Shelf(root).runs()} == {"", "nightly/one", "nightly/two"}
+    listed = ask(root, "/?entry=nightly/one").text
+    assert "live-aaa1" in listed
+    assert "live-bbb2" not in listed
+    assert "entry=nightly/one" in listed, "its trend is of the entry"
+    trend = ask(root, "/trend?experiment=network_partition&entry=nightly/one").text
+    assert "live-aaa1" in trend
+    assert "live-bbb2" not in trend
+    assert "live-bbb2" in ask(root, "/trend?experiment=network_partition").text
+
+
+def test_the_findings_of_all_runs_lead_to_the_run_that_failed_last(root: Path) -> None:
+    page = ask(root, "/findings")
+    assert page.status == 200
+    assert "detection" in page.text
+    assert "nightly/20260103T030405-network_partition-live-bbbb" in page.text
+    assert "what the experiment expects was not kept" in page.text.lower()
+    keep(root, f"20260106T030405-{'x' * 8}-live-dddd", verdict=replace(judged(Outcome.FAIL), experiment=HOSTILE))
+    assert HOSTILE not in ask(root, "/findings").text

@@ -71,17 +71,14 @@ class Ten:
         self.family = Family(self._mark)
         self.results = folder / "results"
         self.lines: list[str] = []
+        self.options: list[str] = []
+        """Of chaos.schedule."""
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start the scheduler."""
-        arguments = [
-            str(self.folder / "anchor"),
-            str(self.factor),
-            self._command,
-            "--",
-            str(self.folder / "schedule.yaml"),
-        ]
+        arguments = [str(self.folder / "anchor"), str(self.factor), self._command, "--"]
+        arguments += [str(self.folder / "schedule.yaml"), *self.options]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.scheduling.fast", *arguments],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -37,6 +37,36 @@ def test_a_tethered_program_ends_when_the_other_end_closes() -> None:
         assert not child.is_running()
 
 
+HEALS = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def heal(*_):
+    time.sleep(float(sys.argv[2]))
+    (folder / "healed").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, heal)
+(folder / "ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("patience_s", "heals_s", "healed"), [(30.0, 0.2, True), (0.1, 60.0, False)])
+def test_a_program_may_heal_as_long_as_it_is_told(
+    tmp_path: Path, patience_s: float, heals_s: float, healed: bool
+) -> None:
+    program = (sys.executable, "-c", HEALS, str(tmp_path), str(heals_s))
+    with tether("--patience", str(patience_s), *program) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        child = psutil.Process(int(holder.stdout.readline()))
+        while not (tmp_path / "ready").exists():
+            assert holder.poll() is None
+        holder.stdin.close()
+        assert holder.wait(40) == 0
+        assert not child.is_running()
+    assert (tmp_path / "healed").exists() is healed
+
+
 def test_a_tether_ends_as_its_program_does() -> None:
     with tether(sys.executable, "-c", "raise SystemExit(7)") as holder:
         assert holder.wait(10) == 7
