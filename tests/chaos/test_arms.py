@@ -42,7 +42,8 @@ def outcomes(verdict: Verdict) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def sticky(tmp_path_factory: pytest.TempPathFactory) -> tuple[History, Verdict]:
-    faster = ("phases.measure.duration_s=60", "workload.rate=8/s", "workload.rate_max=8/s")
+    faster = ("phases.measure.duration_s=60", "workload.rate=8/s", "workload.rate_max=8/s",
+              "cluster.costs.prefill_each_s=0.00002")  # fmt: skip
     return conduct(tmp_path_factory.mktemp("sticky"), "sticky_sessions", *faster)
 
 
