@@ -22,6 +22,8 @@ async def inspect_hosts(own: RayHost, others: Sequence[JoinedHost], model: str) 
     weights_bytes = await asyncio.to_thread(weigh_model, model)
     here = facts_of(await asyncio.to_thread(probe.look, model, (), own.address))
     looks = await asyncio.gather(*(_look(host, model) for host in others))
+    for host, there in zip(others, looks, strict=True):
+        host.about = {"system": there.system, "machine": there.machine, "interface": there.interface}
     found = [
         line
         for host, there in zip(others, looks, strict=True)

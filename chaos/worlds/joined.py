@@ -85,6 +85,9 @@ class JoinedHosts:
         if others and own.address.startswith("127."):
             how = "start its Ray with --node-ip-address, naming an address that the others reach"
             raise InfrastructureError(f"host-0: Ray knows this host by {own.address}: {how}")
+        if others and self._experiment.cluster.toxiproxy_url is not None:
+            how = "leave it out, so that the run starts a Toxiproxy on its own host, whose proxies the others reach"
+            raise InfrastructureError(f"cluster.toxiproxy_url: not with cluster.hosts above 1 and --address; {how}")
         self._own, self._cluster_hosts = own, len(found)
         names = self._experiment.host_names()[1:]
         self._hosts = {

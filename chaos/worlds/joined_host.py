@@ -48,6 +48,8 @@ class JoinedHost:
         self.rows = ""
         """Where its nodes write their rows; empty until the agent has begun."""
         self.preload: dict[str, str] = {}
+        self.about: dict[str, object] = {}
+        """What is told of it in the report, beside what is known here."""
         self.marks: list[str] = []
         """What the run's processes carry there, by the host's lives."""
         self._processes = processes
@@ -214,7 +216,7 @@ class JoinedHost:
 
     def describe(self) -> dict[str, object]:
         """For `environment.json`."""
-        told: dict[str, object] = {"address": self.address, "nodes": list(self.nodes)}
+        told: dict[str, object] = {"address": self.address, "nodes": list(self.nodes), **self.about}
         with contextlib.suppress(ValueError):
             clock = self.clock.estimate()
             told["clock_ahead_s"] = round(clock.ahead_s, 6)

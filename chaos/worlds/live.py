@@ -30,7 +30,7 @@ from chaos.worlds.hosts import RayHost, RayHosts
 from chaos.worlds.joined import JoinedHosts
 from chaos.worlds.joined_host import JoinedHost
 from chaos.worlds.messages import meddled_nodes
-from chaos.worlds.processes import ActorProcess, Processes, cause
+from chaos.worlds.processes import CALL_S, ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.proxied_messages import ProxiedMessages
 from chaos.worlds.ray_session import join_ray, start_ray
@@ -49,6 +49,8 @@ from workloads.watch import Standing, total
 
 _log = logging.getLogger(__name__)
 _LEAD_S = 0.5
+_LOOK_S = 1.0
+"""How long whoever watches the run waits for nodes on a host that does not answer."""
 _GONE_S = 10.0
 """How long processes that were told to end may take."""
 
@@ -289,7 +291,7 @@ class LiveWorld:
         self._hosts.check()
         standings = await self._standings()
         standing = total([part for part, _ in standings])
-        looks = await self._looks()
+        looks = await self._looks(_LOOK_S)
         for node, look in looks.items():
             if look.crashed:
                 raise InfrastructureError(f"{node}: {look.failure}")
@@ -409,10 +411,11 @@ class LiveWorld:
                 )
             await asyncio.sleep(0.1)
 
-    async def _looks(self) -> dict[str, NodeLook]:
+    async def _looks(self, limit_s: float = CALL_S) -> dict[str, NodeLook]:
         """Every node that answers in time."""
         nodes = self._processes.present([node for node in self._nodes if not node.startswith("client-")])
-        found = await asyncio.gather(*(self._processes.call(node, "look") for node in nodes), return_exceptions=True)
+        looks = (self._processes.call(node, "look", limit_s=limit_s) for node in nodes)
+        found = await asyncio.gather(*looks, return_exceptions=True)
         return {node: look for node, look in zip(nodes, found, strict=True) if isinstance(look, NodeLook)}
 
     async def _standings(self) -> list[tuple[Standing, bool]]:

@@ -67,9 +67,10 @@ async def everywhere(address: str, model: str, workers: int, ports: Sequence[int
         looks = [_ask(actors, host, model, targets) for host in hosts]
         there = await asyncio.gather(*looks)
     weights = _weights(model)
-    findings = examine("host-0", here, here, model=model, weights_bytes=weights, nodes=workers)
+    name = f"host-0 ({own.address})"
+    findings = examine(name, here, here, model=model, weights_bytes=weights, nodes=workers)
     for number, found in enumerate(there, 1):
-        name = f"host-{number}"
+        name = f"host-{number} ({hosts[number - 1].address})"
         if isinstance(found, Finding):
             findings.append(Finding(name, found.check, False, found.said, found.fix))
         else:
@@ -99,7 +100,7 @@ async def _ask(actors: Any, host: Any, model: str, targets: Sequence[tuple[str, 
     except (*actors.RAY_ERRORS, TimeoutError) as error:
         said = " ".join(str(error).split())[-200:] or f"no answer within {_LOOK_S:g} s"
         fix = "end Ray there (`ray stop`) and start it again, as ray_config.yaml does"
-        return Finding(host.address, f"looking at {host.address}", False, said, fix)
+        return Finding(host.address, "looking at it", False, said, fix)
 
 
 @contextlib.contextmanager

@@ -82,6 +82,12 @@ def test_hosts_that_will_not_do_cost_one_line(
     assert "\n" not in str(refused.value)
 
 
+def test_a_toxiproxy_of_others_is_not_mixed_with_several_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = three("cluster.toxiproxy_url=http://127.0.0.1:8474")
+    with pytest.raises(InfrastructureError, match="toxiproxy_url: not with"):
+        chosen(monkeypatch, [ray_host(1), ray_host(2), ray_host(3)], other)
+
+
 def test_a_ray_client_is_no_host_of_the_cluster() -> None:
     with pytest.raises(InfrastructureError, match="is no host of the cluster"):
         ray_session.join_ray("ray://10.0.0.1:10001")

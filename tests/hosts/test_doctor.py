@@ -40,14 +40,14 @@ def test_it_finds_an_old_mlx_a_blocked_port_and_a_missing_model(tmp_path: Path) 
             bad = [line for line in said.splitlines() if line.startswith("FIX")]
             assert code == 1, said
             assert len(bad) == 2, said
-            assert "host-1  version of mlx: 0.0.1 there" in bad[0]
-            assert f"host-2  model: {SMOLLM2}: {SMOLLM2} is not there yet" in bad[1]
+            assert f"host-1 ({made[1].address})  version of mlx: 0.0.1 there" in bad[0]
+            assert f"host-2 ({made[2].address})  model: {SMOLLM2}: {SMOLLM2} is not there yet" in bad[1]
             made[2].block(PORT)
             code, said = ask(made[0], address)
             bad = [line for line in said.splitlines() if line.startswith("FIX")]
             assert code == 1, said
             assert len(bad) == 2, said
-            assert f"host-2  reaches {made[0].address}:{PORT}: timed out" in bad[1]
+            assert f"host-2 ({made[2].address})  reaches {made[0].address}:{PORT}: timed out" in bad[1]
             assert f"let TCP through from {made[2].address} to {made[0].address}" in said
             made[2].let_in()
             _, said = ask(made[0], address, "--all")
