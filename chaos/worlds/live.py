@@ -411,10 +411,13 @@ class LiveWorld:
                 )
             await asyncio.sleep(0.1)
 
-    async def _looks(self, limit_s: float = CALL_S) -> dict[str, NodeLook]:
-        """Every node that answers in time."""
+    async def _looks(self, elsewhere_s: float = CALL_S) -> dict[str, NodeLook]:
+        """Every node that answers in time. elsewhere_s: how long nodes of other hosts are waited for."""
         nodes = self._processes.present([node for node in self._nodes if not node.startswith("client-")])
-        looks = (self._processes.call(node, "look", limit_s=limit_s) for node in nodes)
+        limits_s = (CALL_S if self._hosts.elsewhere(node) is None else elsewhere_s for node in nodes)
+        looks = (
+            self._processes.call(node, "look", limit_s=limit_s) for node, limit_s in zip(nodes, limits_s, strict=True)
+        )
         found = await asyncio.gather(*looks, return_exceptions=True)
         return {node: look for node, look in zip(nodes, found, strict=True) if isinstance(look, NodeLook)}
 
