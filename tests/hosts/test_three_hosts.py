@@ -20,6 +20,8 @@ from tests.hosts.harness import CLOCKS_AHEAD_S, Host, HostsUnavailable, hosts, r
 
 HERE = Path(__file__).parent
 RUN_S_MAX = 280.0
+# worker-1 is on another host than those who judge.
+ACROSS = ("cluster.hosts=3", "cluster.start_limit_s=120", "faults.cut.targets=[worker-1]")
 TRIES_MAX = 2
 LEFT_S_MAX = 20.0
 TTL_S = 12.0
@@ -41,9 +43,17 @@ def three(out: Path) -> Iterator[tuple[list[Host], str]]:
 
 
 def play(
-    host: Host, address: str, out: Path, experiment: str, *, module: str = "chaos.run", more: Mapping[str, str]
+    host: Host,
+    address: str,
+    out: Path,
+    experiment: str,
+    *settings: str,
+    module: str = "chaos.run",
+    more: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    argv = [sys.executable, "-m", module, str(HERE / experiment), "--address", address, "--out", str(out)]
+    """Run an experiment there; its exit code, and the last of what it said. more: variables."""
+    argv = [sys.executable, "-m", module, experiment, "--address", address, "--out", str(out)]
+    argv += [word for setting in settings for word in ("--set", setting)]
     done = host.run(argv, more, RUN_S_MAX)
     return done.returncode, (done.stdout + done.stderr)[-6000:]
 
@@ -108,7 +118,7 @@ def test_a_worker_on_another_host_is_cut_off_and_nobody_suffers(tmp_path: Path) 
     with three(tmp_path / "out") as (made, address):
         for number in range(TRIES_MAX):
             out = tmp_path / "out" / str(number)
-            code, said = play(made[0], address, out, "spread.yaml", more={})
+            code, said = play(made[0], address, out, "network_partition", *ACROSS)
             verdict = judged(out, code, said)
             if not spoilt(verdict):
                 break
@@ -122,7 +132,7 @@ def test_one_host_is_cut_off_by_its_packet_filter_and_another_ones_ray_node_is_k
     out = tmp_path / "out"
     with three(out) as (made, address), packet_filter.serve(made, out / "filters") as variables:
         module = packet_filter.__name__
-        code, said = play(made[0], address, out, "hurt_hosts.yaml", module=module, more=variables)
+        code, said = play(made[0], address, out, str(HERE / "hurt_hosts.yaml"), module=module, more=variables)
         verdict = judged(out, code, said)
         assert [fault.kind for fault in verdict.faults] == ["packet_filter", "host_kill"]
         assert_nothing_is_left(made)
@@ -137,7 +147,7 @@ def test_one_host_is_cut_off_by_its_packet_filter_and_another_ones_ray_node_is_k
 def test_the_nodes_of_one_host_are_cut_off_and_those_of_another_frozen(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with three(out) as (made, address):
-        code, said = play(made[0], address, out, "whole_hosts.yaml", more={})
+        code, said = play(made[0], address, out, str(HERE / "whole_hosts.yaml"))
         verdict = judged(out, code, said)
         assert [fault.kind for fault in verdict.faults] == ["host_cut", "host_freeze"]
         assert [fault.target for fault in verdict.faults] == ["worker-2", "worker-3"]
