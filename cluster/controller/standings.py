@@ -29,18 +29,18 @@ class Group:
     __slots__ = ("_heap", "_present", "able", "trusted")
 
     def __init__(self) -> None:
-        self.able: set[str] = set()
-        self.trusted: set[str] = set()
+        self.able: dict[str, None] = {}
+        self.trusted: dict[str, None] = {}
         self._present: dict[str, tuple[Place, Candidate]] = {}
         self._heap: list[Place] = []
 
     def put(self, worker: str, order: int, standing: Standing) -> None:
         """Take in how a worker stands."""
-        self.able.add(worker)
+        self.able[worker] = None
         if standing.trusted:
-            self.trusted.add(worker)
+            self.trusted[worker] = None
         else:
-            self.trusted.discard(worker)
+            self.trusted.pop(worker, None)
         candidate = standing.candidate
         if candidate is None:
             self._present.pop(worker, None)
@@ -57,8 +57,8 @@ class Group:
 
     def remove(self, worker: str) -> None:
         """It does not belong here any more."""
-        self.able.discard(worker)
-        self.trusted.discard(worker)
+        self.able.pop(worker, None)
+        self.trusted.pop(worker, None)
         self._present.pop(worker, None)
 
     def candidate(self, worker: str) -> Candidate | None:

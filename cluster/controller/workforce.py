@@ -26,8 +26,8 @@ class Workforce:
         self._policy = policy
         self._outstanding: dict[str, int] = {}
         self._standings = Standings()
-        self._marked: set[str] = set()
-        self._distrusted: set[str] = set()
+        self._marked: dict[str, None] = {}
+        self._distrusted: dict[str, None] = {}
         """Workers whose breakers are not closed."""
 
     @property
@@ -53,14 +53,14 @@ class Workforce:
             self.breakers.setdefault(worker, CircuitBreaker(self._policy.breaker))
             self._outstanding.setdefault(worker, 0)
             self._standings.order(worker)
-            self._marked.add(worker)
+            self._marked[worker] = None
 
     def forget(self, worker: str) -> None:
         """The membership has forgotten a worker, which was dead: its attempts ended when it died."""
         assert not self._outstanding.pop(worker)
         del self.breakers[worker]
-        self._marked.discard(worker)
-        self._distrusted.discard(worker)
+        self._marked.pop(worker, None)
+        self._distrusted.pop(worker, None)
         self._standings.forget(worker)
 
     def load(self, worker: str) -> int:
@@ -147,17 +147,17 @@ class Workforce:
     def ended(self, attempt: Attempt, outcome: str, code: str) -> None:
         """An attempt has ended; what its worker neither completed nor is to blame for says nothing about the worker."""
         self._outstanding[attempt.worker] -= 1
-        self._marked.add(attempt.worker)
+        self._marked[attempt.worker] = None
         if outcome != "completed" and not (code and TRAITS[Code(code)].blames_worker):
             self.breakers[attempt.worker].withdrawn(attempt.id)
 
     def _judged(self, worker: str, state: BreakerState | None, now: float) -> list[Command]:
         """A breaker was told something; state: its new one, None when it stayed."""
-        self._marked.add(worker)
+        self._marked[worker] = None
         if self.breakers[worker].state is BreakerState.CLOSED:
-            self._distrusted.discard(worker)
+            self._distrusted.pop(worker, None)
         else:
-            self._distrusted.add(worker)
+            self._distrusted[worker] = None
         return breaker_change(worker, state, now)
 
     def _ripen(self, entry: Entry, now: float) -> list[Command]:
@@ -168,8 +168,9 @@ class Workforce:
             commands += self._judged(entry.wish, self.breakers[entry.wish].ripen(now), now)
         if self._distrusted:
             group, excluded = self._able(entry)
-            able = group.able.difference(excluded) if group is not None else set[str]()
-            for worker in sorted(self._distrusted & able, key=self._standings.order):
+            for worker in sorted(self._distrusted, key=self._standings.order):
+                if group is None or worker not in group.able or worker in excluded:
+                    continue
                 commands += self._judged(worker, self.breakers[worker].ripen(now), now)
         return commands
 
@@ -185,7 +186,7 @@ class Workforce:
         if entry.wish and self._grants(entry):
             return self._wished(entry), ()
         for group in self._standings.groups(entry.submit.model):
-            if len(group.able) > len(entry.excluded) or not group.able.issubset(entry.excluded):
+            if len(group.able) > len(entry.excluded) or any(one not in entry.excluded for one in group.able):
                 return group, entry.excluded
         return None, ()
 
