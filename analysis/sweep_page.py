@@ -4,8 +4,9 @@ from markupsafe import Markup
 
 from analysis import canvas, page
 from analysis.rendering import html_template, markdown_template
+from analysis.scaling import Interval
 from analysis.sweep_plots import draw
-from analysis.sweep_view import Interval, Series, SweepReport
+from analysis.sweep_view import Series, SweepReport
 
 TIMED = (
     "Timed engine: no model was computed. Processes, links, broker and controller were real; the workers only took the "
@@ -41,8 +42,8 @@ def law(series: Series) -> str:
         return f"{series.label}: no scaling law is fitted, for there are {series.no_law}."
     said = (
         f"{series.label}: fitted universal scalability law: {_number(found.each)} requests/s from one worker, "
-        f"contention {_number(found.contention)} ({between(found.contention_interval)}), coherence {_number(found.coherence)} "
-        f"({between(found.coherence_interval)})"
+        f"contention {_number(found.contention)} ({between(found.contention_interval)}), "
+        f"coherence {_number(found.coherence)} ({between(found.coherence_interval)})"
     )
     if found.peak is None or found.peak > 1e4:
         said += ", no peak"

@@ -128,13 +128,15 @@ def points(axes: Sequence[Axis], base: Base, *, skip_invalid: bool = False) -> t
 
 def trials(found: Sequence[Point], base: Base, repeats: int) -> list[Trial]:
     """All repeats of all points in the order in which they are run: a repeat after the other, each in a seeded random
-    order of its own, so that whatever changes with time meets no point more than another."""
-    ordered: list[Trial] = []
+    order of its own, so that whatever changes with time meets no point more than another. Points that are the same
+    experiment after all, such as one without the fault whose setting differs, are run once."""
+    ordered: dict[str, Trial] = {}
     for repeat in range(1, repeats + 1):
         block = list(found)
         Random(f"{base.seed}/{repeat}").shuffle(block)
-        ordered += [_trial(point, repeat, base) for point in block]
-    return ordered
+        for trial in (_trial(point, repeat, base) for point in block):
+            ordered.setdefault(trial.key, trial)
+    return list(ordered.values())
 
 
 def resolved(experiment: Experiment) -> str:
@@ -146,9 +148,9 @@ def _trial(point: Point, repeat: int, base: Base) -> Trial:
     seed = base.seed + repeat - 1
     named_by = f"{resolved(point.experiment)}\n{base.world}\n{seed}"
     digest = hashlib.sha256(named_by.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    short = "_".join(f"{path.rpartition('.')[2]}-{text}" for path, text in point.values.items())
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", short)[:60].strip("-.") or "point"
-    return Trial(point, repeat, base.world, seed, f"{safe}.{repeat}.{digest}")
+    # Nothing of the grid is in it: the same run under another grid keeps its name.
+    key = f"{point.experiment.cluster.workers}-workers.seed-{seed}.{digest}"
+    return Trial(point, repeat, base.world, seed, key)
 
 
 def _expanded(value: object, text: str) -> list[object]:

@@ -26,12 +26,13 @@ from analysis.whole_file import replacing, write_whole
 from chaos.children import Children
 from chaos.experiment import ExperimentError, find
 from chaos.grid import Axis, Base, GridError, Trial, parse_axis, points, trials
-from chaos.run import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_USAGE, WORLDS
+from chaos.run import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_USAGE
 from chaos.sweeping import Clock, Measuring, NoVerdict, check_phases, kept, play
 
 EXIT_MORE = 3
 """Points are left to be run, because --limit said so."""
 REPEATS_MAX = 100
+WORLDS = ("live", "simulated")
 _WRITE_EVERY_S = 20.0
 
 

@@ -56,7 +56,9 @@ def kept(trial: Trial, measuring: Measuring, out: Path) -> list[SweepRow] | None
     except (OSError, msgspec.DecodeError):
         return None
     if found.measuring == measuring:
-        return found.rows
+        # Another grid may call the same run by other settings.
+        named = {"point": trial.point.name, "values": trial.point.values, "repeat": trial.repeat}
+        return [msgspec.structs.replace(row, **named) for row in found.rows]
     try:
         return _keep(trial, measuring, out, out / found.run, found.took_s)
     except NoVerdict:
