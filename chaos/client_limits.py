@@ -27,7 +27,8 @@ def client_limits() -> dict[str, object]:
         found: dict[str, object] = msgspec.to_builtins(nats_roofline())
     except (StubFailed, OSError) as error:
         return {_TROUBLE: str(error)}
-    return found
+    # People read them too.
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
 
 
 def limits_lines(environment: Mapping[str, object], directory: Path) -> list[str]:

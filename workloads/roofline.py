@@ -103,7 +103,7 @@ class Roofline(msgspec.Struct, frozen=True):
         """What a load is for as many such clients, in a line. tokens_per_s: that they read, at most."""
         share = self.share(per_s / clients, tokens_per_s / clients)
         over = "1 client" if clients == 1 else f"{clients} clients"
-        text = f"offered {per_s:.1f} requests/s over {over}: {share:.0%} of it"
+        text = f"offered {per_s:.1f} requests/s over {over}: {share:.1%} of it"
         return text if share <= SHARE_BUSY else f"{text}, so the load generators may be measured as well"
 
     def lines(self) -> list[str]:

@@ -280,3 +280,8 @@ def test_arms_are_shown_side_by_side_with_their_ratios_to_one_scale() -> None:
     assert "Latency by arm" in html
     _check_markdown(reporter.markdown())
     assert "## Arms, side by side" in reporter.markdown()
+
+
+def test_the_commands_that_repeat_a_run_are_lines_of_their_own(html: str) -> None:
+    shown = html.partition("<pre><code>")[2].partition("</code></pre>")[0].splitlines()
+    assert [line.split()[:3] for line in shown] == [["python", "-m", "chaos.run"], ["python", "-m", "analysis.report"]]

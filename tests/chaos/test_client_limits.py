@@ -24,7 +24,7 @@ def test_the_busiest_seconds_are_set_beside_what_the_clients_can_do(tmp_path: Pa
     requests(tmp_path, [0.1 * i for i in range(50)] + [20.0 + 0.01 * i for i in range(500)])
     assert busiest(tmp_path) == pytest.approx((100.0, 1_000.0))
     lines = limits_lines({LIMITS: msgspec.to_builtins(ROOFLINE), CLIENTS: 2}, tmp_path)
-    assert lines[-1] == ("  the run's busiest 5 s offered 100.0 requests/s over 2 clients: 50% of it")
+    assert lines[-1] == ("  the run's busiest 5 s offered 100.0 requests/s over 2 clients: 50.0% of it")
     assert "NATS client roofline on this host: 100 requests/s or 2000 tokens/s at most" in lines[0]
 
 
