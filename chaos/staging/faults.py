@@ -28,8 +28,8 @@ from chaos.worlds.world import Cut, HandleError, Shape, World
 _SETTLE_S = 0.2
 _RESET_EVERY_S = 3.0
 _POLL_S = 0.2
-_READINGS = 3
-_SLOW_S = 2.0
+_READINGS = 2
+_SLOW_S = 1.0
 """Beyond what a shape must add, how long a connection of ours is waited for."""
 _LOUD = (Cut.REFUSE, Cut.RESET)
 

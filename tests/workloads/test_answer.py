@@ -135,3 +135,9 @@ def test_nothing_fails_after_its_end() -> None:
     answer = answered(piece("x", "stop"), DONE)
     answer.fail("DEADLINE_EXCEEDED")
     assert answer.code == ""
+
+
+def test_text_after_the_reason_to_finish_is_counted_and_not_delivered() -> None:
+    answer = answered(piece("ba"), piece("do", "stop"), piece("gu"), piece("", None), piece("ku"), usage(2), DONE)
+    row = answer.row(ASK, 10.1, 17.0, 3)
+    assert (row.outcome, row.strays, len(row.tokens)) == ("completed", 2, 2)

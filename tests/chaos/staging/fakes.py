@@ -187,13 +187,15 @@ class Embedded:
 class FakeCluster:
     """All of it, with a proxy `w0` in front of the bus, a foreign toxic on it, and worker-0 connected through it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, toxiproxy_url: str = "") -> None:
+        """toxiproxy_url: of one that runs already; empty for an embedded one."""
         self.folder = folder
         self.bus = FakeBus()
         self.web = FakeWeb(self.bus)
-        self.toxiproxy = Embedded()
+        self._toxiproxy = None if toxiproxy_url else Embedded()
+        self.toxiproxy_url = toxiproxy_url or (self._toxiproxy.url if self._toxiproxy is not None else "")
         made = requests.post(
-            f"{self.toxiproxy.url}/proxies",
+            f"{self.toxiproxy_url}/proxies",
             json={"name": "w0", "listen": "127.0.0.1:0", "upstream": f"127.0.0.1:{self.bus.port}"},
             timeout=5,
         ).json()
@@ -205,17 +207,20 @@ class FakeCluster:
             time.sleep(0.01)
 
     def close(self) -> None:
-        for part in (self.node, self.toxiproxy, self.web, self.bus):
-            part.close()
+        self.node.close()
+        if self._toxiproxy is not None:
+            self._toxiproxy.close()
+        self.web.close()
+        self.bus.close()
 
     def foreign(self, name: str, kind: str, stream: str, attributes: dict[str, int]) -> None:
         """A toxic of somebody else."""
         toxic = {"name": name, "type": kind, "stream": stream, "attributes": attributes}
-        assert requests.post(f"{self.toxiproxy.url}/proxies/w0/toxics", json=toxic, timeout=5).status_code == 200
+        assert requests.post(f"{self.toxiproxy_url}/proxies/w0/toxics", json=toxic, timeout=5).status_code == 200
 
     def proxy(self) -> dict[str, Any]:
         """As its Toxiproxy shows it."""
-        shown: dict[str, Any] = requests.get(f"{self.toxiproxy.url}/proxies/w0", timeout=5).json()
+        shown: dict[str, Any] = requests.get(f"{self.toxiproxy_url}/proxies/w0", timeout=5).json()
         return shown
 
     def document(self, **changes: Any) -> dict[str, Any]:
@@ -225,7 +230,7 @@ class FakeCluster:
             "owner": "somebody",
             "api": {"urls": [f"{self.web.url}/v1"], "model": "m"},
             "workers": 2,
-            "toxiproxies": {"all": self.toxiproxy.url},
+            "toxiproxies": {"all": self.toxiproxy_url},
             "links": {
                 "worker-0": {"toxiproxy": "all", "proxy": "w0", "client_name": "worker-0", "speaks_every_s": 0.5}
             },
@@ -236,7 +241,7 @@ class FakeCluster:
             "budget": {"failed_requests": 50, "fault_s": 300},
             "load": {"rate_max": "40/s"},
             "stop": {"file": str(self.folder / "stop")},
-            "steady": {"requests_min": 10, "window_s": 2},
+            "steady": {"requests_min": 8, "window_s": 2},
             **changes,
         }
 
@@ -248,8 +253,9 @@ class FakeCluster:
 
 
 @contextmanager
-def fake_cluster(folder: Path) -> Iterator[FakeCluster]:
-    cluster = FakeCluster(folder)
+def fake_cluster(folder: Path, toxiproxy_url: str = "") -> Iterator[FakeCluster]:
+    """See FakeCluster."""
+    cluster = FakeCluster(folder, toxiproxy_url)
     try:
         yield cluster
     finally:

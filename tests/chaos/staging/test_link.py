@@ -48,13 +48,13 @@ class Borrowed:
         self.budget = DayBudget(f"t{Borrowed.count}", Budget(failed_requests=0, fault_s=fault_s), "d")
         spec = LinkSpec(toxiproxy="all", proxy="w0")
         self.link = StagingLink(
-            "worker-0", spec, Toxiproxy(cluster.toxiproxy.url), undo=self.undo, budget=self.budget, mark="abcd"
+            "worker-0", spec, Toxiproxy(cluster.toxiproxy_url), undo=self.undo, budget=self.budget, mark="abcd"
         )
         self.link.examine()
 
 
 def clean(cluster: FakeCluster) -> None:
-    url = f"{cluster.toxiproxy.url}/proxies/w0"
+    url = f"{cluster.toxiproxy_url}/proxies/w0"
     for toxic in cluster.proxy()["toxics"]:
         requests.delete(f"{url}/toxics/{toxic['name']}", timeout=5)
     requests.post(url, json={"enabled": True}, timeout=5)
@@ -146,7 +146,7 @@ def test_what_it_is_not_begun_with(cluster: FakeCluster) -> None:
     with pytest.raises(TargetError, match="from an earlier run"):
         Borrowed(cluster)
     clean(cluster)
-    requests.post(f"{cluster.toxiproxy.url}/proxies/w0", json={"enabled": False}, timeout=5)
+    requests.post(f"{cluster.toxiproxy_url}/proxies/w0", json={"enabled": False}, timeout=5)
     with pytest.raises(TargetError, match="disabled already"):
         Borrowed(cluster)
     clean(cluster)

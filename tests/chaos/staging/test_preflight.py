@@ -66,7 +66,7 @@ def test_it_tells_exactly_what_would_be_done_to_what(cluster: FakeCluster) -> No
         "target fake of somebody",
         f"POST {cluster.web.url}/v1/chat/completions",
         "fault cut: partition stall worker-0, from 9 s of the load for 12 s, TTL 40 s",
-        f"proxy w0 at {cluster.toxiproxy.url}",
+        f"proxy w0 at {cluster.toxiproxy_url}",
         "toxic mlx-chaos-<run>-stall_up: latency upstream, latency 86400000",
         "theirs of somebody else stay",
         "the broker's counts for worker-0's own connection",
