@@ -1,7 +1,9 @@
 """Runs of a suite: each experiment is played in a process of its own, and not again where it has its verdict."""
 
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,7 +14,8 @@ from analysis.judge import read_verdict
 from chaos.experiment import catalogue
 
 INTERRUPTED = "interrupted"
-NO_VERDICT = {2: "usage", 5: "infrastructure", 130: INTERRUPTED}
+_INTERRUPTED_CODE = 130
+NO_VERDICT = {2: "usage", 5: "infrastructure", _INTERRUPTED_CODE: INTERRUPTED}
 """What there is instead of a verdict, by exit code of the run."""
 
 
@@ -60,12 +63,25 @@ def play(what: Play, out: Path) -> Line:
     for setting in what.settings:
         command += ["--set", setting]
     print(f"{what.experiment} under {what.policy}{what.label and f' with {what.label}'}: running", flush=True)
-    try:
-        code = subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        # It was told as well, and has healed.
-        code = 130
+    code = run_to_its_end(command)
     return _line(what, out, folder, code) or _missing(what, folder, code)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """The exit code of a program, 130 when somebody asked for the end meanwhile; it is told then, and waited for.
+
+    subprocess.run would kill it a quarter of a second later, in the midst of its healing.
+    """
+    interrupted = False
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+                return _INTERRUPTED_CODE if interrupted else code
+            except KeyboardInterrupt:
+                if not interrupted:
+                    process.send_signal(signal.SIGINT)
+                interrupted = True
 
 
 def profile_of(experiment: str, model: str) -> str:

@@ -21,7 +21,16 @@ from analysis.verdict import Outcome as VerdictOutcome
 from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
-from tests import contract, engine_fault_cases, host_cases, kill_cases, schedule_cases, serving_cases, staging_cases
+from tests import (
+    contract,
+    engine_fault_cases,
+    host_cases,
+    kill_cases,
+    schedule_cases,
+    serving_cases,
+    sweep_cases,
+    staging_cases,
+)
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
 
@@ -132,6 +141,7 @@ def cases() -> list[Case]:
         for way in engine_fault_cases.WAYS
     ]
     found.append(Case("sabotage_engine_faults", "exit 4, invalid", _sabotage_engine_faults))
+    found.append(Case("sweep_resumed", "exit 130, then 0, no run twice, nothing left", _sweep_resumed))
     found.append(Case("host_failure", "exit 0, pass, a host with two workers gone and back", _host_failure))
     found.append(Case("sabotage_host", "exit 4, invalid", _sabotage_host))
     found += [
@@ -471,6 +481,11 @@ def _sabotage_engine_faults(out: Path) -> Outcome:
 def _staging(out: Path, play: staging_cases.Play) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         return Outcome(*play(Path(folder), out))
+
+
+def _sweep_resumed(out: Path) -> Outcome:
+    problems, figures = sweep_cases.stopped_and_started_again(out)
+    return Outcome(got="done" if not problems else "problems", problems=problems, figures=figures, where=str(out))
 
 
 def _host_failure(out: Path) -> Outcome:

@@ -1,11 +1,16 @@
 """The suite: one table of everything, resumed where it stopped, and honest about what has no verdict."""
 
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from chaos.suite import Line, main, table
+from chaos.playing import Line, run_to_its_end
+from chaos.suite import main, table
 from tests.chaos.simulated_runs import SHORT
 
 ARGUMENTS = ["catalogue", "--world", "simulated", "--only", "network_partition"]
@@ -65,3 +70,22 @@ def test_a_wrong_name_costs_one_line(
     assert main(["catalogue", "--out", str(tmp_path / "none"), *more]) == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_is_interrupted_has_the_time_to_heal(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "told = pathlib.Path(sys.argv[1])\n"
+        "def heal(number, frame):\n    time.sleep(0.8); told.write_text('healed'); raise SystemExit(1)\n"
+        "signal.signal(signal.SIGINT, heal)\ntold.write_text('ready')\ntime.sleep(60)\n"
+    )
+
+    def interrupt() -> None:
+        while not told.exists() or told.read_text() != "ready":
+            time.sleep(0.02)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert run_to_its_end([sys.executable, "-c", script, str(told)]) == 130
+    assert told.read_text() == "healed"
