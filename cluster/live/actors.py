@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -170,7 +170,17 @@ def connect(address: str | None, **options: Any) -> None:
         ray.init(address=address, **quiet, **options)
     except (ConnectionError, RayError, RuntimeError, TimeoutError, ValueError) as error:
         where = address or "on this host"
-        raise RayUnavailable(f"Ray {where} cannot be had: {' '.join(str(error).split())[:300]}") from error
+        raise RayUnavailable(f"Ray {where} cannot be had: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """One line. Ray hides the reason for which it cannot connect in what has caused its error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "InvalidAuthToken" in str(cause) or isinstance(cause, AuthenticationError):
+            return "it has another token than we: copy ~/.ray/auth_token of its head to the same place on this host"
+        cause = cause.__cause__
+    return " ".join(str(error).split())[:300]
 
 
 def gcs_port() -> int:
