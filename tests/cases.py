@@ -28,8 +28,8 @@ from tests import (
     kill_cases,
     schedule_cases,
     serving_cases,
-    sweep_cases,
     staging_cases,
+    sweep_cases,
 )
 from tests.processes import LEFT_MAX_S, ROOT, Run
 from tests.toxiproxy.real_server import real_server
