@@ -74,6 +74,14 @@ class StagedFault:
         """What will be taken for a proof, for people."""
         raise NotImplementedError
 
+    def blind(self, readings: Mapping[str, Reading]) -> str:
+        """Why these links have no witness for it, by what a connection of ours has seen of each; empty when they do."""
+        for name, reading in readings.items():
+            if reading.both_s is None and not self._links[name].monitored:
+                why = reading.why or "a connection of ours through the proxy is not answered as NATS does"
+                return f"{why}, and there is no nats_monitoring with a client_name: nothing would be a proof"
+        return ""
+
     async def prepare(self) -> str:
         """See how the links are, before anything is done. Why nothing could be proved; empty when it could."""
         raise NotImplementedError
@@ -319,6 +327,14 @@ class StagedShape(StagedFault):
             f"a connection of ours through the proxy has its greeting and answer {least_s(self._shape):.2f} s later "
             "than before; what the node's own connection feels cannot be seen"
         )
+
+    def blind(self, readings: Mapping[str, Reading]) -> str:
+        """See StagedFault. The broker tells nothing of how slow a link is."""
+        for reading in readings.values():
+            if reading.both_s is None:
+                why = reading.why or "a connection of ours through the proxy is not answered as NATS does"
+                return f"{why}: nothing would be a proof"
+        return ""
 
     async def prepare(self) -> str:
         """See StagedFault."""

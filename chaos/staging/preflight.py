@@ -17,6 +17,7 @@ from chaos.experiment import Experiment, FaultSpec
 from chaos.staging.addresses import demand_private
 from chaos.staging.ask import AskError
 from chaos.staging.budget import DayBudget
+from chaos.staging.evidence import PATIENCE_S
 from chaos.staging.faults import StagedFault, stage
 from chaos.staging.greet import GREETINGS
 from chaos.staging.identity import demand_fingerprint
@@ -24,6 +25,7 @@ from chaos.staging.link import StagingLink, embedded, refusal
 from chaos.staging.nats import NatsMonitor
 from chaos.staging.probes import ask_probes
 from chaos.staging.warden import may_go_on
+from chaos.staging.witness import look
 from chaos.target import KINDS, MODAL, Target, TargetError
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from chaos.worlds.staging import CHECKS_S, INVARIANTS
@@ -252,6 +254,8 @@ def _staged(experiment: Experiment, links: dict[str, StagingLink]) -> tuple[dict
             continue
         if why := staged.unprovable():
             wrong.append(f"faults.{name}.{why}")
+        elif why := staged.blind({node: look(link.address, PATIENCE_S) for node, link in mine.items()}):
+            wrong.append(f"faults.{name}.kind: {why}")
         found[name] = staged
     return found, wrong
 
@@ -284,6 +288,7 @@ def _fault_lines(
         if link.foreign:
             lines.append(f"    {', '.join(link.foreign)} of somebody else stay as they are")
     lines.append(f"  proof: {staged.told()}")
+    lines.append("  ours: a few connections through the proxy, without a login, which NATS may put into its log")
     seen = (
         "what callers feel, the broker's list of connections" if any(links[t].monitored for t in spec.targets) else ""
     )
@@ -312,7 +317,9 @@ def _standing_lines(target: Target) -> list[str]:
     limits = target.budget
     ways = [f"the file {target.stop.file}" if target.stop.file else "", f"{target.stop.url}" if target.stop.url else ""]
     return [
-        f"hours: {target.hours.told()}, {target.hours.left_s(now) / 60:.0f} minutes left",
+        "before each injection: fingerprint, addresses, hours, budget, the proxy as it was, probes, steady state of "
+        f"the last {target.steady.window_s:g} s; if one does not hold, nothing is injected and the run ends",
+        f"hours: {target.hours.told()}, {target.hours.left_s(now) / 3_600:.1f} hours left",
         f"budget of today: {spent.failed} of {limits.failed_requests} failed requests, "
         f"{spent.reserved_s:.0f} of {limits.fault_s:g} s of fault used",
         f"stop: {' or '.join(filter(None, ways))}, looked at each second; or Ctrl-C",

@@ -25,7 +25,7 @@ from chaos.staging.budget import DayBudget, locked
 from chaos.staging.faults import StagedFault, stage
 from chaos.staging.greet import greet
 from chaos.staging.identity import demand_fingerprint
-from chaos.staging.link import StagingLink
+from chaos.staging.link import PREFIX, StagingLink
 from chaos.staging.load import HttpLoad
 from chaos.staging.nats import NatsMonitor
 from chaos.staging.probes import ask_probes
@@ -70,6 +70,7 @@ class StagingWorld:
         self._undo: UndoLog | None = None
         self._keeper: Keeper | None = None
         self._links: dict[str, StagingLink] = {}
+        self._foreign: list[str] = []
         self._stopping = False
         self.origin_s = 0.0
         self.interrupted = False
@@ -165,6 +166,7 @@ class StagingWorld:
             raise InfrastructureError(f"{self._target.name}: {error}") from error
         self._warden.begin()
         if wrong:
+            self._budget.charge_failed(1)
             self._warden.trip(TARGET, f"the cluster is sick already, nothing was done to it: {wrong[0]}")
         self._warden.check()
 
@@ -286,7 +288,9 @@ class StagingWorld:
         left = await asyncio.to_thread(self._heal)
         for link in self._links.values():
             try:
-                left += [line for line in await link.differences() if "mlx-chaos-" in line or "enabled" in line]
+                found = await link.differences()
+                left += [line for line in found if PREFIX in line or "enabled" in line]
+                self._foreign += [f"changed by somebody else meanwhile: {line}" for line in found if line not in left]
             except HandleError as error:
                 left.append(f"whether everything is undone is not known: {error}")
         self._director.close()
@@ -296,7 +300,7 @@ class StagingWorld:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
-        return self._load.notes
+        return [*self._load.notes, *self._foreign]
 
     def _heal(self) -> list[str]:
         left: list[str] = []

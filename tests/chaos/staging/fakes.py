@@ -218,6 +218,12 @@ class FakeCluster:
         toxic = {"name": name, "type": kind, "stream": stream, "attributes": attributes}
         assert requests.post(f"{self.toxiproxy_url}/proxies/w0/toxics", json=toxic, timeout=5).status_code == 200
 
+    def mute_proxy(self) -> str:
+        """The name of a proxy behind which nobody speaks as NATS does."""
+        made = {"name": "mute", "listen": "127.0.0.1:0", "upstream": self.web.url.removeprefix("http://")}
+        assert requests.post(f"{self.toxiproxy_url}/proxies", json=made, timeout=5).status_code == 201
+        return "mute"
+
     def proxy(self) -> dict[str, Any]:
         """As its Toxiproxy shows it."""
         shown: dict[str, Any] = requests.get(f"{self.toxiproxy_url}/proxies/w0", timeout=5).json()

@@ -155,6 +155,12 @@ def test_more_than_the_owner_allows(cluster: FakeCluster) -> None:
 def test_what_could_not_be_proved(cluster: FakeCluster) -> None:
     narrow = ("faults.cut.kind=bandwidth", "faults.cut.mode=null", "faults.cut.options={kb_per_s: 1000}")
     assert "cannot be told from chance" in refusal(cluster, *narrow)
+    mute = cluster.mute_proxy()
+    links = {"worker-0": {"toxiproxy": "all", "proxy": mute}}
+    assert "nothing would be a proof" in refusal(cluster, links=links)
+    slow = ("faults.cut.kind=latency", "faults.cut.mode=null", "faults.cut.options={latency_ms: 100}")
+    links = {"worker-0": {"toxiproxy": "all", "proxy": mute, "client_name": "worker-0"}}
+    assert "nothing would be a proof" in refusal(cluster, *slow, links=links)
     links = {"worker-0": {"toxiproxy": "all", "proxy": "w0", "client_name": "nobody"}}
     assert "the broker lists no 'nobody'; there is worker-0" in refusal(cluster, links=links)
 

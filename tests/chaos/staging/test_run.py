@@ -33,6 +33,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
         yield found
 
 
+PATIENT = {"requests_min": 5, "window_s": 5, "success_min": 0.5}
+"""A host that stands still for seconds must not make it look as if the cluster were sick."""
+
+
 def run(cluster: FakeCluster, settings: Sequence[str] = (), **changes: Any) -> tuple[int, dict[str, Any]]:
     """The exit code and the verdict."""
     words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
@@ -108,6 +112,7 @@ def test_a_whole_run(cluster: FakeCluster, settings: Sequence[str]) -> None:
         settings,
         stop={"url": f"{cluster.web.url}/stop"},
         prometheus={"url": cluster.web.url, "probes": probes},
+        steady=PATIENT,
     )
     demand(verdict, "of the node's own connection" if "partition" in str(verdict["faults"]) else "a connection of ours")
     assert cluster.proxy() == before
@@ -147,7 +152,7 @@ def test_a_whole_run_at_the_real_toxiproxy(
         before = cluster.proxy()
         links = {"worker-0": {"toxiproxy": "all", "proxy": "w0", "speaks_every_s": 0.5}}
         fingerprint = {"models_owner": OWNER}
-        _, verdict = run(cluster, settings, nats_monitoring=None, links=links, fingerprint=fingerprint)
+        _, verdict = run(cluster, settings, nats_monitoring=None, links=links, fingerprint=fingerprint, steady=PATIENT)
         demand(verdict, "every" if "reset" in str(settings) or "flap" in str(settings) else "a connection of ours")
         assert cluster.proxy() == before
 
@@ -156,7 +161,7 @@ def test_a_whole_run_at_the_real_toxiproxy(
 def test_a_node_that_goes_another_way_is_no_proof(cluster: FakeCluster) -> None:
     """The proxy is cut, but the broker still hears somebody of the node's name."""
     around = FakeNode("worker-0", cluster.bus.port)
-    code, verdict = run(cluster)
+    code, verdict = run(cluster, steady=PATIENT)
     around.close()
     assert (code, verdict["verdict"]) == (4, "invalid")
     assert "did not prove that it took effect" in " ".join(verdict["reasons"])
