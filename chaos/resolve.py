@@ -97,6 +97,15 @@ def check(experiment: Experiment) -> None:
         raise _Wrong(error.field, error.what) from None
 
 
+def refusal(experiment: Experiment) -> str | None:
+    """Why an experiment that was made and not read may not be run: the field, then what was expected."""
+    try:
+        check(experiment)
+    except _Wrong as wrong:
+        return str(wrong)
+    return None
+
+
 class _Wrong(Exception):
     def __init__(self, field: str, what: str) -> None:
         super().__init__(f"{field}: {what}")
