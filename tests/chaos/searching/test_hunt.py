@@ -1,5 +1,6 @@
 """A hunt finds a planted violation, makes it small, and comes home with nothing where there is nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def kinds_of(plan: Plan) -> list[str]:
 def broken_by_a_freeze(plan: Plan) -> Judged:
     hurt = [fault for fault in plan.experiment.faults.values() if fault.kind == "freeze"]
     return Judged({5: "planted"} if hurt else {}, "digest")
+
+
+def collecting(plans: list[Plan]) -> Callable[[Plan], Judged]:
+    def play(plan: Plan) -> Judged:
+        plans.append(plan)
+        return Judged({}, "")
+
+    return play
 
 
 def test_what_is_planted_is_found_and_made_small() -> None:
@@ -73,7 +82,7 @@ def test_what_our_code_raises_is_a_finding() -> None:
 def test_equal_seeds_draw_equal_plans() -> None:
     def drawn(seed: int) -> list[Plan]:
         plans: list[Plan] = []
-        hunt(BASE, 20, seed, play=lambda plan: (plans.append(plan), Judged({}, ""))[1])
+        hunt(BASE, 20, seed, play=collecting(plans))
         return plans
 
     assert drawn(3) == drawn(3)
@@ -83,7 +92,7 @@ def test_equal_seeds_draw_equal_plans() -> None:
 @pytest.mark.simulated
 def test_a_finding_is_kept_as_a_file_that_plays_the_same_again(tmp_path: Path) -> None:
     plans: list[Plan] = []
-    hunt(BASE, 2, 11, play=lambda plan: (plans.append(plan), Judged({}, ""))[1])
+    hunt(BASE, 2, 11, play=collecting(plans))
     plan = plans[-1]
     judged = consult(plan)
     findings = Findings(tmp_path)
@@ -96,7 +105,7 @@ def test_a_finding_is_kept_as_a_file_that_plays_the_same_again(tmp_path: Path) -
 def test_a_finding_is_new_then_known_then_fixed_then_regressed(tmp_path: Path) -> None:
     findings = Findings(tmp_path)
     plans: list[Plan] = []
-    hunt(BASE, 1, 1, play=lambda plan: (plans.append(plan), Judged({}, ""))[1])
+    hunt(BASE, 1, 1, play=collecting(plans))
     finding = findings.add(plans[0], "default", 5, "planted", "")
     states = [finding.state]
     for broken in (True, False, False, True, True):
