@@ -22,7 +22,6 @@ from chaos.grid import Trial, resolved
 
 POINTS = "points"
 _ROWS = "rows.json"
-_TAIL = 3
 _WHY_MAX = 300
 
 
@@ -177,8 +176,9 @@ def _hosts(told: object) -> int:
 
 
 def _last_words(folder: Path) -> str:
+    """What a run complains of is its last line."""
     try:
-        lines = (folder / "run.log").read_text(errors="replace").strip().splitlines()[-_TAIL:]
+        lines = (folder / "run.log").read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return " ".join(" ".join(lines).split())[:_WHY_MAX] or f"see {folder / 'run.log'}"
+    return " ".join(lines[-1].split())[:_WHY_MAX] if lines else f"see {folder / 'run.log'}"
