@@ -171,22 +171,24 @@ class HttpShare:
         while True:
             await asyncio.sleep(max(0.0, due_s - loop.time()))
             now = loop.time()
-            self._rows.append(self._sample(driver, process, now, now - due_s), now)
+            self._rows.append(driver_sample(driver, process, now, now - due_s), now)
             due_s = max(due_s + _SAMPLE_S, now)
 
-    def _sample(self, driver: HttpDriver, process: psutil.Process, now: float, lag_s: float) -> NodeRow:
-        return NodeRow.of(
-            now,
-            Gauges(role="client", open_requests=driver.in_flight),
-            link_up=True,
-            messages_in=driver.outcomes.total(),
-            messages_out=driver.asked,
-            subscriptions=0,
-            loop_lag_s=lag_s,
-            cpu_share=process.cpu_percent() / 100,
-            resident_bytes=process.memory_info().rss,
-            gpu_busy_reason="the driver uses none",
-        )
+
+def driver_sample(driver: HttpDriver, process: psutil.Process, now: float, lag_s: float) -> NodeRow:
+    """How a driver is. process: this one. lag_s: how late its loop was, seconds."""
+    return NodeRow.of(
+        now,
+        Gauges(role="client", open_requests=driver.in_flight),
+        link_up=True,
+        messages_in=driver.outcomes.total(),
+        messages_out=driver.asked,
+        subscriptions=0,
+        loop_lag_s=lag_s,
+        cpu_share=process.cpu_percent() / 100,
+        resident_bytes=process.memory_info().rss,
+        gpu_busy_reason="the driver uses none",
+    )
 
 
 class DrivenShare:

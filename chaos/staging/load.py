@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 
 from analysis.recorder import MetricsCollector
-from analysis.schema import EventRow, Gauges, NodeRow, RequestRow
+from analysis.schema import EventRow, RequestRow
 from workloads.http import HttpDriver, HttpTarget
+from workloads.http_share import driver_sample
 from workloads.load import PlannedLoad
 from workloads.plan import LoadPlan, divide
 from workloads.watch import Standing
@@ -135,24 +136,9 @@ class HttpLoad:
             if now - due_s > _STALL_S:
                 self._rows[0].append(EventRow(now, "host_stall", "client-0", detail=f"{now - due_s:.2f} s"), now)
             for driver, rows in zip(self._drivers, self._rows, strict=True):
-                rows.append(_sampled(driver, process, now, now - due_s), now)
+                rows.append(driver_sample(driver, process, now, now - due_s), now)
 
 
 async def _run(driver: HttpDriver, source: PlannedLoad) -> None:
     async with driver:
         await driver.run(source)
-
-
-def _sampled(driver: HttpDriver, process: psutil.Process, now: float, lag_s: float) -> NodeRow:
-    return NodeRow.of(
-        now,
-        Gauges(role="client", open_requests=driver.in_flight),
-        link_up=True,
-        messages_in=driver.outcomes.total(),
-        messages_out=driver.asked,
-        subscriptions=0,
-        loop_lag_s=lag_s,
-        cpu_share=process.cpu_percent() / 100,
-        resident_bytes=process.memory_info().rss,
-        gpu_busy_reason="the driver uses none",
-    )

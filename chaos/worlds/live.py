@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from chaos.worlds.processes import CALL_S, ActorProcess, Processes, cause
 from chaos.worlds.proxied import ProxiedLink
 from chaos.worlds.proxied_messages import ProxiedMessages
 from chaos.worlds.ray_session import join_ray, start_ray
+from chaos.worlds.real_time import RealTime
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import ECHO_S, HandleError, InfrastructureError, Member, snapshot
 from cluster.live.actors import NodeActor, node_actor
@@ -55,7 +54,7 @@ _GONE_S = 10.0
 """How long processes that were told to end may take."""
 
 
-class LiveWorld:
+class LiveWorld(RealTime):
     """See World. Lives in one asyncio loop; whatever was started ends in `stop`, or in the keeper if we die."""
 
     kind = "live"
@@ -65,6 +64,7 @@ class LiveWorld:
         self, experiment: Experiment, seed: int, run_id: str, raw: Path, logs: Path, address: str | None = None
     ) -> None:
         """address: a running Ray cluster; None starts one here that ends with us."""
+        super().__init__()
         self._experiment = experiment
         self._seed = seed
         os.environ[RUN_MARK] = run_id
@@ -99,50 +99,7 @@ class LiveWorld:
         self._client_limits: dict[str, object] = {}
         self._blockers: list[asyncio.Future[Any]] = []
         self._recorded: set[int] = set()
-        self._stopping = False
         self.exact_tokens = True
-        self.origin_s = 0.0
-        self.interrupted = False
-
-    async def guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run the coroutine; the first Ctrl-C, SIGTERM or SIGHUP cancels it, and those that follow change nothing.
-
-        Once `stop` has begun nothing is cancelled any more, or things would be left running; see `interrupted`.
-        """
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(coroutine)
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-        def interrupt() -> None:
-            if not self.interrupted:
-                self.interrupted = True
-                print("\ninterrupted: healing and writing what there is, please wait", file=sys.stderr)
-                if not self._stopping:
-                    task.cancel()
-
-        for number in signals:
-            loop.add_signal_handler(number, interrupt)
-        try:
-            await task
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    def now(self) -> float:
-        """See World."""
-        return time.monotonic() - self.origin_s
-
-    def clock(self) -> float:
-        """See World."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """See World."""
-        await asyncio.sleep(max(0.0, seconds))
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """See World."""
-        return asyncio.create_task(coroutine)
 
     async def start(self) -> None:
         """See World."""

@@ -6,12 +6,10 @@ what its callers see, and what NATS's monitoring endpoint and Toxiproxy's API te
 
 import asyncio
 import contextlib
-import signal
-import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from analysis.recorder import MetricsCollector
 from analysis.schema import EventRow, FaultRow, RequestRow, Row
@@ -33,6 +31,7 @@ from chaos.staging.warden import TARGET, Ended, Warden
 from chaos.target import Target, TargetError
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from chaos.undo import UndoError, UndoLog
+from chaos.worlds.real_time import RealTime
 from chaos.worlds.world import HandleError, InfrastructureError, Member, snapshot
 from cluster.protocol import Token
 from workloads.capacity import Capacity, Completion, ProbePlan
@@ -48,7 +47,7 @@ INVARIANTS = (1, 2, 4, 7, 9)
 codes of strangers."""
 
 
-class StagingWorld:
+class StagingWorld(RealTime):
     """See World. Lives in one asyncio loop. It also lays down the rules for faults, see chaos.injector.HouseRules."""
 
     kind = "staging"
@@ -57,6 +56,7 @@ class StagingWorld:
     token_gap_max_nats = 0.0
 
     def __init__(self, experiment: Experiment, target: Target, run_id: str, raw: Path, logs: Path) -> None:
+        super().__init__()
         self._experiment = experiment
         self._target = target
         self._run_id = run_id
@@ -71,9 +71,6 @@ class StagingWorld:
         self._keeper: Keeper | None = None
         self._links: dict[str, StagingLink] = {}
         self._foreign: list[str] = []
-        self._stopping = False
-        self.origin_s = 0.0
-        self.interrupted = False
 
     @property
     def capacity(self) -> Capacity:
@@ -110,46 +107,6 @@ class StagingWorld:
             if refused:
                 self._warden.trip(TARGET, f"nothing was injected: {refused}")
         return refused or None
-
-    async def guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run the coroutine; the first Ctrl-C, SIGTERM or SIGHUP cancels it, and those that follow change nothing.
-
-        Once `stop` has begun nothing is cancelled any more, or things would be left as they are; see `interrupted`.
-        """
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(coroutine)
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-        def interrupt() -> None:
-            if not self.interrupted:
-                self.interrupted = True
-                print("\ninterrupted: healing and writing what there is, please wait", file=sys.stderr)
-                if not self._stopping:
-                    task.cancel()
-
-        for number in signals:
-            loop.add_signal_handler(number, interrupt)
-        try:
-            await task
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    def now(self) -> float:
-        """See World."""
-        return time.monotonic() - self.origin_s
-
-    def clock(self) -> float:
-        """See World."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """See World."""
-        await asyncio.sleep(max(0.0, seconds))
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """See World."""
-        return asyncio.create_task(coroutine)
 
     async def start(self) -> None:
         """Starts nothing at the target: looks at it, and raises Stopped when it is not well already. See World."""
