@@ -46,7 +46,7 @@ def test_http_and_nats_do_not_share_what_is_remembered(tmp_path: Path) -> None:
     ("per_s", "tokens_per_s", "clients", "told"),
     [
         (20.0, 100.0, 2, "offered 20.0 requests/s over 2 clients: 10.0% of it"),
-        (20.0, 1_600.0, 1, "offered 20.0 requests/s over 1 client: 80.0% of it, so the load generators may be measured"),
+        (20.0, 1_600.0, 1, "20.0 requests/s over 1 client: 80.0% of it, so the load generators may be measured"),
         (60.0, 0.0, 1, "60.0% of it, so the load generators may be measured as well"),
         (0.0, 0.0, 1, "0.0% of it"),
     ],
