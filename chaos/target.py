@@ -346,7 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = load_target(path)
         demand_private(target)
         found = identify(target)
-    except TargetError as error:
+    except ExperimentError as error:
+        # Not only TargetError: run as a program, this module is another one than that which the others import.
         print(f"chaos.target: {error}", file=sys.stderr)
         return 2
     except AskError as error:

@@ -1,5 +1,7 @@
 """The target file: one clear line for each mistake."""
 
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,15 @@ def test_a_target_says_who_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert told["models_owner"] == "fake-owner"
         assert target_module.main([str(cluster.file(toxiproxies={"all": "http://8.8.8.8:8474"}))]) == 2
         assert target_module.main([str(cluster.file(nats_monitoring="http://127.0.0.1:9"))]) == 5
+
+
+def test_as_a_program_it_complains_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml.safe_dump(document(nats_monitoring="http://8.8.8.8:8222")))
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos.target", str(path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "chaos.target: nats_monitoring: 8.8.8.8 is neither loopback nor private; allow_public: [8.8.8.8] would allow it"
+    ]
