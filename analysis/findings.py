@@ -170,7 +170,7 @@ def findings(root: Path, strict: bool = False) -> list[Finding]:
     found = [
         finding
         for (subject, name), (severity, observations) in seen.items()
-        if (finding := _finding(subject, name, severity, observations)) is not None
+        if (finding := _finding(subject, name, severity, observations, seen[subject, VALID_RUN][1])) is not None
     ]
     return sorted(found, key=_urgency)
 
@@ -212,12 +212,16 @@ def _parts(verdict: Verdict) -> Iterator[tuple[str, Severity, Outcome, str]]:
         yield criterion.name, severity, criterion.verdict, criterion.explanation
 
 
-def _finding(subject: str, name: str, severity: Severity, seen: Sequence[Observation]) -> Finding | None:
+def _finding(
+    subject: str, name: str, severity: Severity, seen: Sequence[Observation], runs: Sequence[Observation]
+) -> Finding | None:
+    """runs: one observation of every run of the subject."""
     story = tell([each.failed for each in seen], [each.version for each in seen])
     if story is None:
         return None
     failed, recent = sum(each.failed for each in seen), [each.failed for each in seen[-WINDOW:]]
     first, last = seen[story.first], seen[story.last]
+    silent = len(runs) - 1 - max(place for place, each in enumerate(runs) if each.run == seen[-1].run)
     return Finding(
         id=hashlib.sha256(f"{subject}\n{name}".encode()).hexdigest()[:12],
         subject=clean(subject),
@@ -233,12 +237,13 @@ def _finding(subject: str, name: str, severity: Severity, seen: Sequence[Observa
         since=first.began,
         path=last.path,
         text=clean(last.text),
-        why=_why(severity, story, failed, len(seen), seen),
+        why=_why(severity, story, failed, silent, seen),
     )
 
 
-def _why(severity: Severity, story: Story, failed: int, judged: int, seen: Sequence[Observation]) -> str:
-    often = f"failed in {failed} of {judged} runs"
+def _why(severity: Severity, story: Story, failed: int, silent: int, seen: Sequence[Observation]) -> str:
+    often = f"failed in {failed} of {len(seen)} runs"
+    unjudged = f"; the last {silent} runs could not judge it" if silent else ""
     began, newest = seen[story.first].began, seen[-1].began
     days = (newest - began).days if began is not None and newest is not None else 0
     long = f", over {days} days" if days else ""
@@ -256,7 +261,7 @@ def _why(severity: Severity, story: Story, failed: int, judged: int, seen: Seque
             state = f"it has passed the last {story.passes}, and {more} more would show that this is no luck"
         case _:
             state = "it still fails"
-    return f"{severity.meaning}; {often}{long}; {state}"
+    return f"{severity.meaning}; {often}{long}; {state}{unjudged}"
 
 
 def _urgency(finding: Finding) -> tuple[object, ...]:

@@ -127,6 +127,7 @@ def test_an_invalid_run_says_nothing_of_the_cluster_and_is_a_finding_itself(tmp_
         save(tmp_path, number, "invalid")
     by_name = {each.name: each for each in findings(tmp_path)}
     assert by_name["fast"].state is State.NEW, "three invalid runs resolve nothing"
+    assert by_name["fast"].why.endswith("the last 3 runs could not judge it")
     assert by_name[module.VALID_RUN].failed == 3
 
 
