@@ -30,8 +30,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """One phase of a run, from `settle_s` after its start. A value is None where the data do not support one.
 
     in_flight: of a closed load; None of an open one. ran_dry: a closed load had nothing left to ask. goodput_per_s:
-    completed within the latency that the steady state allows. *_cpu: mean over the phase, of all cores of the host
-    (share) and of all workers' processes (cores).
+    completed within the latency that the steady state allows. *_cpu: mean over the phase, of all cores of the busiest
+    host (share), of the processes of all workers and of those of all nodes (cores).
     """
 
     phase: str
@@ -56,6 +56,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     batch_mean: float | None
     host_cpu_share: float | None
     workers_cpu_cores: float | None
+    nodes_cpu_cores: float | None = None
 
 
 def loaded_phases(experiment: Mapping[str, Any]) -> list[str]:
@@ -101,6 +102,7 @@ def measure_point(history: History, phase: str, settle_s: float) -> Figures:
         goodput_per_s=_goodput_per_s(settled, phase, length_s),
         host_cpu_share=_cpu(settled, "host", start_s, end_s),
         workers_cpu_cores=_cpu(settled, "worker", start_s, end_s),
+        nodes_cpu_cores=_cpu(settled, "", start_s, end_s),
         **measured,
     )
 
@@ -138,8 +140,13 @@ def _goodput_per_s(history: History, phase: str, length_s: float) -> float | Non
 
 
 def _cpu(history: History, role: str, start_s: float, end_s: float) -> float | None:
-    """The sum over nodes of their mean shares; of hosts the highest, for one of them is the bottleneck."""
-    rows = history.nodes[(history.nodes["role"] == role) & history.nodes["time_s"].between(start_s, end_s)]
+    """The sum over nodes of their mean shares; of hosts the highest, for one of them is the bottleneck.
+
+    role: empty for all nodes that are no host.
+    """
+    roles = history.nodes["role"]
+    chosen = roles == role if role else roles != "host"
+    rows = history.nodes[chosen & history.nodes["time_s"].between(start_s, end_s)]
     each = rows.groupby("node")["cpu_share"].mean().dropna()
     if each.empty:
         return None

@@ -27,6 +27,8 @@ CONFIDENCE = 0.95
 BUSY_SHARE = 0.9
 """Of a host's processor, from which on the host and not the cluster is the limit."""
 _ALIKE = 0.1
+_OWN_SHARE = 0.6
+"""Of a host's cores. What Ray, the broker and Toxiproxy need comes on top of what the nodes use."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -230,6 +232,7 @@ def limits_of(rows: Sequence[SweepRow]) -> list[str]:
             f"The processor of a host was busy for {BUSY_SHARE:.0%} of the time or more with {counts} workers: there "
             "the host is the limit, and not the cluster."
         )
+        found += _others_at_work(rows)
     elif known:
         highest = max(known, key=lambda row: row.figures.host_cpu_share or 0.0)
         found.append(
@@ -237,6 +240,20 @@ def limits_of(rows: Sequence[SweepRow]) -> list[str]:
             f"with {highest.workers} workers: no host was the limit by its processor."
         )
     return found
+
+
+def _others_at_work(rows: Sequence[SweepRow]) -> list[str]:
+    """Whether a busy host was busy with something else."""
+    busy = [row for row in rows if (row.figures.host_cpu_share or 0.0) >= BUSY_SHARE]
+    told = [(row.figures.nodes_cpu_cores / row.hosts, row) for row in busy if row.figures.nodes_cpu_cores is not None]
+    beside = [(own, row) for own, row in told if own < _OWN_SHARE * row.cores]
+    if not beside:
+        return []
+    own, row = min(beside, key=lambda each: each[0])
+    return [
+        f"Something else was at work on it: of {row.cores} cores the nodes of the cluster used {own:.1f} with "
+        f"{row.workers} workers, so {len(beside)} of {len(rows)} measurements are those of a disturbed host."
+    ]
 
 
 def statements_of(series: Sequence[Series]) -> list[str]:

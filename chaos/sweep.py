@@ -27,7 +27,7 @@ from chaos.children import Children
 from chaos.experiment import ExperimentError, find
 from chaos.grid import Axis, Base, GridError, Trial, parse_axis, points, trials
 from chaos.run import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_USAGE
-from chaos.sweeping import Clock, Measuring, NoVerdict, check_phases, kept, play
+from chaos.sweeping import FORM, Clock, Measuring, NoVerdict, check_phases, kept, play
 
 EXIT_MORE = 3
 """Points are left to be run, because --limit said so."""
@@ -44,7 +44,7 @@ class Sweep:
     ) -> None:
         self.planned = planned
         self.out = out
-        self.measuring = Measuring(tuple(options.phase), options.settle)
+        self.measuring = Measuring(tuple(options.phase), options.settle, FORM)
         self.rows: dict[str, list[SweepRow]] = {}
         self.why: dict[str, str] = {}
         self._left_out = left_out

@@ -25,11 +25,16 @@ _ROWS = "rows.json"
 _WHY_MAX = 300
 
 
+FORM = 2
+"""Of what is measured: with another one a run is measured anew."""
+
+
 class Measuring(msgspec.Struct, frozen=True):
     """What is measured of a run. phases: none for those that the experiment gives a load to be measured under."""
 
     phases: tuple[str, ...]
     settle_s: float
+    form: int = 1
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ def row(
     cores: int = 2,
     hosts: int = 1,
     host_cpu: float | None = 0.5,
+    nodes_cpu: float | None = 1.9,
     latency_s: float = 0.5,
     **values: str,
 ) -> SweepRow:
@@ -48,6 +49,7 @@ def row(
         batch_mean=7.5,
         host_cpu_share=host_cpu,
         workers_cpu_cores=1.0,
+        nodes_cpu_cores=nodes_cpu,
     )
     return SweepRow(
         point=point,

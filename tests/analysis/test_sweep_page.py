@@ -87,6 +87,8 @@ def test_an_invalid_run_and_one_without_any_answer_count_for_nothing() -> None:
         ({"cores": 4}, "no host was the limit", "Core-limited"),
         ({"hosts": 3}, "no host was the limit", "Core-limited"),
         ({"cores": 4, "host_cpu": 0.95}, "busy for 90% of the time or more with 1, 3 workers", "no host was"),
+        ({"host_cpu": 0.99, "nodes_cpu": 0.4}, "of 2 cores the nodes of the cluster used 0.4 with", "no host was"),
+        ({"host_cpu": 0.99}, "host is the limit", "Something else was at work"),
         ({"machine": "macOS-15-arm64 Darwin"}, "Up to 3 workers share the one GPU", "Core-limited"),
         ({"engine": "timed"}, "no host was the limit", "Core-limited"),
         ({"engine": "timed", "world": "simulated"}, "Time is virtual", "host was"),
