@@ -11,6 +11,7 @@ import pytest
 
 from chaos.run import main
 from tests.chaos.staging.fakes import OWNER, FakeCluster, FakeNode, fake_cluster
+from tests.processes import Run
 from tests.toxiproxy.real_server import real_server, server_path
 
 SETTINGS = (
@@ -33,6 +34,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
         yield found
 
 
+TTL_S = 40.0
+"""As the experiment has it."""
 PATIENT = {"requests_min": 5, "window_s": 5, "success_min": 0.5}
 """A host that stands still for seconds must not make it look as if the cluster were sick."""
 
@@ -167,3 +170,38 @@ def test_a_node_that_goes_another_way_is_no_proof(cluster: FakeCluster) -> None:
     around.close()
     assert (code, verdict["verdict"]) == (4, "invalid")
     assert "did not prove that it took effect" in " ".join(verdict["reasons"])
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("end", ["killed", "stopped", "interrupted"])
+def test_a_run_that_ends_in_the_midst_of_a_fault_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """At the real Toxiproxy, whose toxics do not end by themselves: kill -9, the stop file, Ctrl-C."""
+    path = server_path()
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TOXIPROXY_SERVER", path)
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    with real_server() as api, fake_cluster(tmp_path, api.url) as cluster:
+        before = cluster.proxy()
+        target = str(cluster.file(steady=PATIENT))
+        with Run(["staging_link", "--world", "staging", "--target", target, *words], tmp_path / "out") as child:
+            assert child.await_line("^injected", 60), child.tail()
+            assert cluster.proxy() != before
+            began_s = time.monotonic()
+            match end:
+                case "killed":
+                    child.kill()
+                case "stopped":
+                    (tmp_path / "stop").touch()
+                case _:
+                    child.interrupt()
+            while cluster.proxy() != before:
+                assert time.monotonic() < began_s + TTL_S, "its time limit has passed"
+                time.sleep(0.02)
+            print(f"{end}: healed after {time.monotonic() - began_s:.2f} s")
+            if end != "killed":
+                # Inconclusive, or invalid where it was stopped before its proof.
+                assert child.wait(60) in {"stopped": (3, 4), "interrupted": (130,)}[end]
+            assert child.left()[0] == []
+        assert cluster.proxy() == before
