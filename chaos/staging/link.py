@@ -55,8 +55,13 @@ class StagingLink:
         undo: UndoLog | None = None,
         budget: DayBudget | None = None,
         mark: str = "",
+        demand: Callable[[], None] = lambda: None,
     ) -> None:
-        """undo and budget: None for a link that is only looked at. mark: of the run, part of our toxics' names."""
+        """undo and budget: None for a link that is only looked at. mark: of the run, part of our toxics' names.
+
+        demand: called before every injection; raises TargetError or AskError when it must not be made.
+        """
+        self._demand = demand
         self.node = node
         self.spec = spec
         self._api = api
@@ -187,6 +192,7 @@ class StagingLink:
     def _begin(self, ttl_s: float) -> UndoLog:
         assert self._undo is not None, "this link is only looked at"
         assert self._budget is not None
+        self._demand()
         self._budget.begin(f"{self._mark}-{self.node}", ttl_s)
         self._began_s = self._began_s or time.monotonic()
         return self._undo

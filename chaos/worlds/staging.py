@@ -142,6 +142,7 @@ class StagingWorld(RealTime):
                 undo=self._undo,
                 budget=self._budget,
                 mark=self._run_id[-4:],
+                demand=lambda: demand_fingerprint(self._target),
             )
         return self._links[node]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,13 @@ class Borrowed:
 
     count = 0
 
-    def __init__(self, cluster: FakeCluster, fault_s: float = 1e6) -> None:
+    def __init__(self, cluster: FakeCluster, fault_s: float = 1e6, demand: Callable[[], None] = lambda: None) -> None:
         Borrowed.count += 1
         self.undo = UndoLog.create(f"test-{Borrowed.count}")
         self.budget = DayBudget(f"t{Borrowed.count}", Budget(failed_requests=0, fault_s=fault_s), "d")
         spec = LinkSpec(toxiproxy="all", proxy="w0")
-        self.link = StagingLink(
-            "worker-0", spec, Toxiproxy(cluster.toxiproxy_url), undo=self.undo, budget=self.budget, mark="abcd"
-        )
+        api = Toxiproxy(cluster.toxiproxy_url)
+        self.link = StagingLink("worker-0", spec, api, undo=self.undo, budget=self.budget, mark="abcd", demand=demand)
         self.link.examine()
 
 
@@ -138,6 +137,21 @@ def test_the_budget_comes_first(cluster: FakeCluster) -> None:
         asyncio.run(borrowed.link.cut(Cut.REFUSE, 11.0))
     assert cluster.proxy() == before
     assert borrowed.undo.open_entries() == []
+
+
+def test_who_the_target_is_comes_before_every_strike(cluster: FakeCluster) -> None:
+    def another() -> None:
+        if told.pop():
+            raise TargetError("fingerprint: it is another one now")
+
+    clean(cluster)
+    before = cluster.proxy()
+    told = [True, False]
+    borrowed = Borrowed(cluster, demand=another)
+    asyncio.run(borrowed.link.cut(Cut.RESET, TTL_S))
+    with pytest.raises(HandleError, match="it is another one now"):
+        asyncio.run(borrowed.link.cut(Cut.RESET, TTL_S))
+    assert (cluster.proxy(), borrowed.undo.open_entries(), borrowed.budget.spent().open) == (before, [], {})
 
 
 def test_what_it_is_not_begun_with(cluster: FakeCluster) -> None:
