@@ -162,8 +162,14 @@ def prune(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def left_there(marks: Sequence[str], limit_s: float) -> list[str]:
-    """See chaos.clean_slate.left_behind; of several marks, on the host where this runs."""
+def left_there(marks: Sequence[str], limit_s: float, fetched: bool) -> list[str]:
+    """See chaos.clean_slate.left_behind; of several marks, on the host where this runs.
+
+    fetched: false where nobody has begun to write rows that anybody could want.
+    """
+    if not fetched:
+        for mark in marks:
+            shutil.rmtree(rows_directory(mark), ignore_errors=True)
     return [line for mark in marks for line in left_behind(mark, limit_s)]
 
 

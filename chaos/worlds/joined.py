@@ -108,7 +108,8 @@ class JoinedHosts:
         await inspect_hosts(self._own, hosts, model)
         await in_thread(self._reserve)
         computes = self._experiment.cluster.engine == "mlx"
-        ready = [host.begin(self._own.address, model if computes else None) for host in hosts]
+        limit_s = self._experiment.cluster.start_limit_s
+        ready = [host.begin(self._own.address, model if computes else None, limit_s) for host in hosts]
         problems = [said for said in await asyncio.gather(*ready, return_exceptions=True) if said is not None]
         if problems:
             raise InfrastructureError("; ".join(str(problem) for problem in problems[:3]))
@@ -233,7 +234,7 @@ class JoinedHosts:
         if not host.marks or not ray.is_initialized():
             return []
         try:
-            asked = run_on(host.ray_host.ray_node, left_there, host.marks, _GONE_S)
+            asked = run_on(host.ray_host.ray_node, left_there, host.marks, _GONE_S, bool(host.rows))
             found: list[str] = await asyncio.wait_for(asked, 3 * _GONE_S)
         except (RayError, TimeoutError) as error:
             return [f"{where}: it does not say whether anything is left: {type(error).__name__}"]

@@ -21,8 +21,6 @@ from cluster.live.actors import Place, RayHost, agent_actor, ray_hosts
 
 MLX = "mlx"
 """By convention the Ray resource that a Mac brings: its GPU."""
-_BEGIN_S = 60.0
-_MODEL_S = 120.0
 _JOIN_S = 30.0
 _POLL_S = 0.2
 _FILE_BYTES_MAX = 2**31
@@ -59,30 +57,31 @@ class JoinedHost:
         self._heard_s = time.monotonic()
         self._own_address = ""
         self._model: str | None = None
+        self._limit_s = CALL_S
         self._line: ReviverLine | None = None
         self._raylet = 0
         self._reserved = True
 
-    async def begin(self, own_address: str, model: str | None) -> str | None:
+    async def begin(self, own_address: str, model: str | None, limit_s: float) -> str | None:
         """Start the agent, have the model there, and learn of the clock; what is wrong, None when nothing is.
 
-        own_address: where the host reaches us. model: None where nothing is computed.
+        own_address: where the host reaches us. model: None where nothing is computed. limit_s: of each of these.
         """
-        self._own_address, self._model = own_address, model
+        self._own_address, self._model, self._limit_s = own_address, model, limit_s
         mark = f"{self._run_id}.{self.name}.{len(self.marks)}"
         self.marks.append(mark)
         place = Place(ray_node=self.ray_host.ray_node, environment={RUN_MARK: mark}, shares_code=False)
         self._agent = agent_actor(self.name, "", place, OtherHostAgent)
         try:
-            self.rows = await self._call("open", limit_s=_BEGIN_S)
-            await self._call("start", limit_s=_BEGIN_S)
+            self.rows = await self._call("open", limit_s=limit_s)
+            await self._call("start", limit_s=limit_s)
             for _ in range(ROUNDS):
                 await self._ask_clock()
             if model is not None:
-                lacking: str = await self._call("make_model", model, limit_s=_MODEL_S)
+                lacking: str = await self._call("make_model", model, limit_s=limit_s)
                 if lacking:
                     return f"{self.name} ({self.address}): {lacking}"
-                self.preload = await self._call("preload", limit_s=_BEGIN_S)
+                self.preload = await self._call("preload", limit_s=limit_s)
         except HandleError as error:
             return str(error)
         self._heard_s = time.monotonic()
@@ -238,7 +237,7 @@ class JoinedHost:
                 raise HandleError(f"{self.name}: its Ray node has not joined again within {_JOIN_S:g} s")
             await asyncio.sleep(_POLL_S)
         self.ray_host, self._reserved = new[0], False
-        problem = await self.begin(self._own_address, self._model)
+        problem = await self.begin(self._own_address, self._model, self._limit_s)
         if problem is not None:
             raise HandleError(problem)
 
