@@ -224,7 +224,8 @@ def limits_of(rows: Sequence[SweepRow]) -> list[str]:
             f"Core-limited on this machine: {most} workers on {crowded.cores} cores, and MLX computes on them. What "
             "more workers bring here says how cores are shared, and nothing about a cluster with hosts of its own."
         )
-    busy = sorted({row.workers for row in rows if (row.figures.host_cpu_share or 0.0) >= BUSY_SHARE})
+    disturbed = _others_at_work(rows)
+    busy = sorted({row.workers for row in rows if _is_busy(row) and row not in [each for _, each in disturbed]})
     known = [row for row in rows if row.figures.host_cpu_share is not None]
     if busy:
         counts = ", ".join(map(str, busy))
@@ -232,28 +233,29 @@ def limits_of(rows: Sequence[SweepRow]) -> list[str]:
             f"The processor of a host was busy for {BUSY_SHARE:.0%} of the time or more with {counts} workers: there "
             "the host is the limit, and not the cluster."
         )
-        found += _others_at_work(rows)
-    elif known:
+    elif known and not disturbed:
         highest = max(known, key=lambda row: row.figures.host_cpu_share or 0.0)
         found.append(
             f"The processor of the busiest host was busy for {highest.figures.host_cpu_share:.0%} of the time at most, "
             f"with {highest.workers} workers: no host was the limit by its processor."
         )
+    if disturbed:
+        own, row = min(disturbed, key=lambda each: each[0])
+        found.append(
+            f"Something else kept a host busy in {len(disturbed)} of {len(rows)} measurements: of {row.cores} cores "
+            f"the nodes of the cluster used {own:.1f} with {row.workers} workers. A host of its own would show more."
+        )
     return found
 
 
-def _others_at_work(rows: Sequence[SweepRow]) -> list[str]:
-    """Whether a busy host was busy with something else."""
-    busy = [row for row in rows if (row.figures.host_cpu_share or 0.0) >= BUSY_SHARE]
-    told = [(row.figures.nodes_cpu_cores / row.hosts, row) for row in busy if row.figures.nodes_cpu_cores is not None]
-    beside = [(own, row) for own, row in told if own < _OWN_SHARE * row.cores]
-    if not beside:
-        return []
-    own, row = min(beside, key=lambda each: each[0])
-    return [
-        f"Something else was at work on it: of {row.cores} cores the nodes of the cluster used {own:.1f} with "
-        f"{row.workers} workers, so {len(beside)} of {len(rows)} measurements are those of a disturbed host."
-    ]
+def _is_busy(row: SweepRow) -> bool:
+    return (row.figures.host_cpu_share or 0.0) >= BUSY_SHARE
+
+
+def _others_at_work(rows: Sequence[SweepRow]) -> list[tuple[float, SweepRow]]:
+    """The rows in which a busy host was busy with something else, and how many cores the cluster's nodes used."""
+    told = [(row.figures.nodes_cpu_cores, row) for row in rows if _is_busy(row)]
+    return [(own / row.hosts, row) for own, row in told if own is not None and own / row.hosts < _OWN_SHARE * row.cores]
 
 
 def statements_of(series: Sequence[Series]) -> list[str]:
