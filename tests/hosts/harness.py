@@ -33,7 +33,7 @@ mount -t tmpfs none /tmp/ray
 for folder in $HIDDEN; do mount -t tmpfs none "$folder"; done
 ip link set lo up
 echo ready
-exec sleep infinity
+exec cat
 """
 
 
@@ -189,7 +189,8 @@ def _first_process(stack: contextlib.ExitStack, namespace: str, ahead_s: int, hi
     inside = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", *clock, "/bin/sh", "-c", _INIT)
     process = subprocess.Popen(
         ["ip", "netns", "exec", namespace, *inside],
-        stdin=subprocess.DEVNULL,
+        # It reads until we end, in whatever way, and everything on its host ends with it.
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "HIDDEN": " ".join(str(folder) for folder in hidden)},
@@ -197,7 +198,9 @@ def _first_process(stack: contextlib.ExitStack, namespace: str, ahead_s: int, hi
     )
     stack.callback(process.wait)
     stack.callback(process.kill)
+    assert process.stdin is not None
     assert process.stdout is not None
+    stack.callback(process.stdin.close)
     said = process.stdout.readline().strip()
     process.stdout.close()
     if said != "ready":
