@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from chaos import sweep
 from chaos.experiment import catalogue
 from chaos.resolve import load
 from chaos.run import main
@@ -31,9 +32,22 @@ def test_every_file_of_the_code_map_exists() -> None:
             assert (README.parent / name).exists() or (package / name).exists(), name
 
 
+def _commands(program: str) -> list[list[str]]:
+    shown = rf"^\.venv/bin/python -m {program} ((?:{'|'.join(catalogue())})[^#\n]*)"
+    return [shlex.split(command) for command in re.findall(shown, README.read_text(), re.MULTILINE)]
+
+
 def test_the_commands_of_the_readme_are_accepted() -> None:
-    shown = rf"^\.venv/bin/python -m chaos\.run ((?:{'|'.join(catalogue())})[^#\n]*)"
-    commands = re.findall(shown, README.read_text(), re.MULTILINE)
+    commands = _commands("chaos.run")
     assert len(commands) > 3
     for command in commands:
-        assert main([*shlex.split(command), "--dry-run"]) == 0, command
+        # A target is asked who it is even before a dry run; here there is none.
+        spoken_to = command[: command.index("--world")] if "--target" in command else command
+        assert main([*spoken_to, "--dry-run"]) == 0, command
+
+
+def test_the_sweeps_of_the_readme_are_accepted(tmp_path: Path) -> None:
+    commands = _commands("chaos.sweep")
+    assert len(commands) >= 3
+    for command in commands:
+        assert sweep.main([*command, "--out", str(tmp_path / "sweep"), "--dry-run"]) == 0, command
