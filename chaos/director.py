@@ -29,6 +29,8 @@ _PROBE_PROMPTS = 200
 _PROBE_SEED = 1_000_003
 """Added to the run's: what the workers keep of the probe must be no beginning of a prompt of the run."""
 _DRAIN_SLACK_S = 2.0
+_SETTLE_S = 1.0
+"""After the last request: nodes are sampled twice a second, and their clocks may differ by a quarter of one."""
 
 
 class Watcher(Protocol):
@@ -90,6 +92,8 @@ class Director:
             drained = await world.finish_load(experiment.policy.client.deadline_s + _DRAIN_SLACK_S)
             self._event("run_ended", detail="" if drained else "some requests had not ended")
             self.complete = True
+            # Whether levels are back at their base is seen by what nodes say of themselves once nothing is left to do.
+            await world.sleep(_SETTLE_S)
         finally:
             self._blocks.end()
             healed = await self._injector.end()

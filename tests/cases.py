@@ -159,6 +159,7 @@ def cases() -> list[Case]:
     ]
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
+    found.append(Case("mutants", "every planted bug is caught, and nothing else", _mutants))
     found += [
         Case(f"performance_{path.stem.removeprefix('test_')}", MEASURED, partial(_performance, suite=path))
         for path in sorted(PERFORMANCE.glob("test_*.py"))
@@ -575,6 +576,16 @@ def _bad_days(out: Path) -> Outcome:
     outcome = _tests(out, "tests", f"--ignore={PERFORMANCE}")
     outcome.problems[:0] = problems
     return outcome
+
+
+def _mutants(out: Path) -> Outcome:
+    """Every planted bug is caught by a checker or a criterion, in simulated runs that the unmutated code passes."""
+    command = [sys.executable, "-m", "tests.mutants"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (out / "mutants.txt").write_text(done.stdout + done.stderr)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    problems = [] if done.returncode == 0 else [f"exit code {done.returncode}: {(done.stdout + done.stderr)[-2_000:]}"]
+    return Outcome(got=f"exit {done.returncode}", problems=problems, figures=last, where=str(out / "mutants.txt"))
 
 
 def _performance(out: Path, suite: Path) -> Outcome:

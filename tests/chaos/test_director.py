@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from analysis.facts import CLOCK_TOLERANCE_S
 from analysis.schema import EventRow, FaultRow, Row
 from chaos import guard
 from chaos.director import Director
@@ -181,6 +182,14 @@ def test_phases_follow_each_other_and_the_load_covers_them_all() -> None:
     assert events[-1] == ("run_ended", "", 21.5)
     assert 19.0 < max(request.intended_s for request in stage.world.offered.requests) < 21.0
     assert stage.director.complete
+
+
+def test_nodes_have_time_for_a_sample_after_the_last_request() -> None:
+    stage = Stage()
+    stage.run()
+    ended_s = next(at for kind, _, at in stage.world.events() if kind == "run_ended")
+    # Invariant 8 looks at samples from CLOCK_TOLERANCE_S after the last end on, and a node samples itself every 0.5 s.
+    assert stage.world.now() >= ended_s + CLOCK_TOLERANCE_S + 0.5
 
 
 def test_phases_begin_when_their_load_does_however_late_we_are_to_say_so() -> None:
