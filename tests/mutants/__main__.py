@@ -1,4 +1,4 @@
-"""`python -m tests.mutants [--only NAME ...] [--list]`: is every planted bug caught, and nothing else?"""
+"""`python -m tests.mutants [--only NAME ...] [--list] [--seeds N]`: is every planted bug caught, and nothing else?"""
 
 import argparse
 import sys
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from analysis.verdict import Outcome
 from tests.mutants.canary import canaries
 from tests.mutants.plants import MUTANTS
-from tests.mutants.play import Caught, hunt, play
+from tests.mutants.play import Caught, hunt, play, refuted_by
+from tests.mutants.scenarios import SCENARIOS
 
 _BY_MAX = 110
 
@@ -18,7 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these mutants")
     parser.add_argument("--list", action="store_true", help="list the mutants, one line each")
+    parser.add_argument("--seeds", type=int, metavar="N", help="play the unmutated code with N seeds, and no mutant")
     options = parser.parse_args(arguments)
+    if options.seeds is not None:
+        return _quiet_seeds(options.seeds)
     unknown = sorted(set(options.only or ()) - MUTANTS.keys())
     if unknown:
         parser.error(f"no mutant named {', '.join(unknown)} (--list names all)")
@@ -38,6 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{sum(quiet)} of {len(quiet)} canaries as they should be; {time.monotonic() - began_s:.0f} s"
     )
     return 0 if caught == len(found) and all(sound) and all(quiet) else 1
+
+
+def _quiet_seeds(count: int) -> int:
+    """Each seed plays one scenario, in turn; 0 when nothing in the unmutated code was called a bug."""
+    names = list(SCENARIOS)
+    flagged = 0
+    for seed in range(1, count + 1):
+        scenario = names[seed % len(names)]
+        verdict = play(scenario, seed=seed).verdict
+        if by := refuted_by(verdict):
+            flagged += 1
+            print(f"FLAGGED {scenario}, seed {seed}: {by}", flush=True)
+    print(f"{flagged} of {count} seeds of the unmutated code flagged")
+    return 1 if flagged else 0
 
 
 def _sound(scenario: str) -> bool:

@@ -90,7 +90,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "reset": {
         "faults": {"cut": _fault("partition", _ALL, mode="reset")},
         "guard": {"last_worker": True},
-        "expectations": {"lost": None},
+        "expectations": {"lost": None, "success": {"metric": "success_rate", "at_least": 0.92, "confidence": 0.8}},
     },
     "held": {
         "faults": {"cut": _fault("partition", duration_s=7, mode="stall")},
@@ -160,8 +160,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "faults": {"slow": _fault("slow_down", duration_s=10, options={"factor": 6})},
         "policy": {"routing": {"outstanding_max": 100}},
         "expectations": {
-            "moved": {"metric": "session_moves", "at_least": 1, "phase": "fault"},
-            "latency": _at_most("latency_p95_s", 3.5, phase="fault", confidence=0.8),
+            "moved": {"metric": "session_moves", "at_least": 4, "phase": "fault"},
         },
     },
     "small_queue": {

@@ -14,7 +14,7 @@ from cluster.worker.worker import WorkerNode
 from tests.mutants.mutant import Mutant, Patch
 
 _LATER_S = 20.0
-_SLOW_SUBSCRIPTION_S = 0.4
+_SLOW_SUBSCRIPTION_S = 0.8
 _RECONNECTS_MAX = 8
 
 
