@@ -29,7 +29,7 @@ def check(history: History) -> InvariantResult:
     """Every sample is judged against its own bound (-1: none), and no node subscribes more often than its role needs.
 
     The last sample of a node, if taken after the last request had ended, shows an empty node. A node without such a
-    sample, killed perhaps, is unknown.
+    sample, killed perhaps, is unknown; where all are, a complete run has not shown that anything returns to its base.
     """
     samples = history.nodes
     if samples.empty:
@@ -41,6 +41,8 @@ def check(history: History) -> InvariantResult:
     found += _oversubscribed(samples)
     for gauge in _BASED:
         found += _left_over(last, gauge)
+    if not found and last.empty and history.info.complete and not finished(history).empty:
+        raise CannotJudge("no node was sampled after the last request had ended")
     held = f"{len(samples)} samples within their bounds; {len(last)} nodes seen empty after the load"
     return judged(NUMBER, NAME, found, held)
 

@@ -561,6 +561,18 @@ def test_rows_of_a_killed_worker_may_be_missing(worker: str) -> None:
     assert rejected(run) == {}
 
 
+def test_a_whole_run_that_looked_at_no_node_after_its_load_has_not_shown_that_levels_come_back() -> None:
+    run = fresh()
+    last_end_s = max(row.ended_s for row in run.find("requests"))
+    late = [row for row in run.find("nodes") if row.time_s >= last_end_s]
+    for row in late:
+        run.drop(row)
+    assert late
+    results = rejected(run)
+    assert set(results) == {8}
+    assert "no node was sampled after the last request had ended" in results[8].explanation
+
+
 def test_an_empty_history_that_claims_to_be_whole_is_not_passed() -> None:
     run = Run()
     results = {each.number: each for each in run_checkers(run.history())}
