@@ -13,7 +13,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "engine_dies_loud": ("faults.hurt.kind=engine_dies", "faults.hurt.mode=loud"),
     "load_fails": ("faults.hurt.kind=load_fails",),
     "memory_pressure": ("faults.hurt.kind=memory_pressure", "faults.hurt.options={room_bytes: 0}"),
-    "fail_attempts": ("faults.hurt.kind=fail_attempts", "faults.hurt.options={share: 0.2}"),
+    "fail_attempts": ("faults.hurt.kind=fail_attempts", "faults.hurt.options={share: 0.5}"),
     "wrong_token": ("faults.hurt.kind=wrong_token", "faults.hurt.options={share: 0.05}"),
     "clock_ahead": ("faults.hurt.kind=clock_skew", "faults.hurt.options={ahead_s: 3600}"),
     "clock_behind": ("faults.hurt.kind=clock_skew", "faults.hurt.options={ahead_s: -3600}"),
