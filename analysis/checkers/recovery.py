@@ -6,7 +6,7 @@ from analysis.checkers.finding import judged, records, violation
 from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s, run_end_s
 from analysis.history import History
 from analysis.recovery import CALM_S, fault_times
-from analysis.timeline import breakers, membership, states_at
+from analysis.timeline import breakers, controllers, membership, states_at
 from analysis.verdict import InvariantResult, Outcome, Violation
 
 NUMBER = 7
@@ -17,7 +17,8 @@ _QUEUE_SLACK = 2
 
 def check(history: History) -> InvariantResult:
     """From `recovery_limit_s` after each heal until the next injection or the run's end: all workers ready, all
-    breakers closed, and no worker's queue above its baseline (two samples in a row; one may be a chance arrival).
+    breakers closed (of controllers that gave any work), and no worker's queue above its baseline (two samples in a
+    row; one may be a chance arrival).
 
     A run that ends before the limit has passed shows nothing either way, unless the cluster is whole by then.
     """
@@ -63,7 +64,8 @@ def _as_callers_feel(history: History, limit_s: float) -> InvariantResult:
 
 def _breaches(history: History, span: QuietSpan, due_s: float) -> list[Violation]:
     found = []
-    wanted = ((membership(history.events), "ready", "worker"), (breakers(history.events), "closed", "breaker of"))
+    tried = breakers(_without_the_idle(history, span.start_s, due_s))
+    wanted = ((membership(history.events), "ready", "worker"), (tried, "closed", "breaker of"))
     for changes, good, what in wanted:
         at_due = [(due_s, worker, state) for worker, state in states_at(changes, due_s).items()]
         after = changes[(changes["time_s"] > due_s) & span.ends_after(changes["time_s"])]
@@ -74,6 +76,17 @@ def _breaches(history: History, span: QuietSpan, due_s: float) -> list[Violation
             if state != good
         ]
     return found + _missing(history, due_s) + _undrained(history, span, due_s)
+
+
+def _without_the_idle(history: History, since_s: float, until_s: float) -> pd.DataFrame:
+    """Events, but for those of controllers that gave no work then while others did.
+
+    A breaker closes when a request has tried its worker; where nobody asks a controller, nothing can try.
+    """
+    given = history.attempts[history.attempts["side"] == "controller"]
+    busy = set(given.loc[given["begun_s"].between(since_s, until_s), "node"])
+    idle = controllers(history.events) - busy if busy else set()
+    return history.events[~history.events["node"].isin(idle)]
 
 
 def _missing(history: History, due_s: float) -> list[Violation]:

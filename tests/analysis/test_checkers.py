@@ -674,6 +674,21 @@ def test_bytes_that_a_link_held_may_come_late(target: str, healed_s: float, brea
     assert (5 in rejected(run)) is breaks
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_breaker_of_a_controller_that_nobody_asks_may_stay_open(asked: bool) -> None:
+    run = fresh()
+    for worker in WORKERS:
+        run.event("controller-1", 0.5, "worker_joined", worker)
+        run.event("controller-1", 0.5, "worker_ready", worker)
+    run.event("controller-1", 11.0, "breaker_opened", "worker-0")
+    if asked:
+        row = run.find("attempts", side="controller", worker="worker-1")[-1]
+        run.add("controller-1", msgspec.structs.replace(row, request_id="elsewhere", begun_s=HEALED_S + 1.0))
+    results = rejected(run)
+    assert (7 in results) is asked
+    assert not asked or "breaker of worker-0 is open" in results[7].explanation
+
+
 def test_tokens_without_any_dispatch_are_not_passed() -> None:
     run = fresh()
     for row in run.find("attempts", side="controller"):
