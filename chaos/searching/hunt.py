@@ -5,7 +5,7 @@ from collections.abc import Callable, Container
 
 import hypothesis
 import msgspec
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from msgspec.structs import replace
 
 from chaos.experiment import Experiment
@@ -62,6 +62,7 @@ def hunt(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         print_blob=False,
+        verbosity=Verbosity.quiet,
     )
     @given(plans(base))
     def look(plan: Plan) -> None:
