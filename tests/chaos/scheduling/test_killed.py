@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from chaos.scheduling.records import Ended
 from tests.chaos.scheduling import stub_run
 from tests.chaos.scheduling.killed import MINUTES, Ten, changes, webhook
@@ -17,6 +19,7 @@ entries:
 """
 
 
+@pytest.mark.verify
 def test_ten_minutes_with_a_kill_in_the_middle_are_accounted_for_slot_by_slot(tmp_path: Path) -> None:
     (tmp_path / "schedule.yaml").write_text(SCHEDULE.format(results=tmp_path / "results"))
     with webhook() as hook:
