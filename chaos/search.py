@@ -17,8 +17,7 @@ from pathlib import Path
 from chaos.experiment import Experiment, ExperimentError, find
 from chaos.resolve import load
 from chaos.searching.findings import Finding, Findings, FindingsError, State
-from chaos.searching.hunt import Hunt, Signature, hunt
-from chaos.searching.oracle import consult
+from chaos.searching.hunt import CRASH, Hunt, Signature, attempt, hunt
 from chaos.searching.plans import Plan
 
 EXIT_FOUND = 1
@@ -56,13 +55,9 @@ def _search(base: Experiment, options: argparse.Namespace, findings: Findings) -
 
 def _again(finding: Finding, findings: Findings) -> Finding:
     """Play a finding of an earlier search. A file that cannot be read any more is an error."""
-    plan = Plan(load(findings.path(finding), (), None), finding.seed)
-    try:
-        broken = finding.invariant in consult(plan).broken
-    except Exception:
-        # Our own code raises; whether that was the finding says its number.
-        broken = True
-    return findings.retried(finding, broken)
+    broken = attempt(Plan(load(findings.path(finding), (), None), finding.seed)).broken
+    # A plan that makes our own code raise is not mended, whatever it broke before.
+    return findings.retried(finding, finding.invariant in broken or CRASH in broken)
 
 
 def _hunt_all(base: Experiment, options: argparse.Namespace, policy: str, findings: Findings) -> int:
@@ -93,8 +88,7 @@ def _is_new(result: Hunt, findings: Findings, policy: str) -> bool:
     """Whether no other process has found the same meanwhile."""
     prey = result.prey
     assert prey is not None
-    kinds = tuple(sorted({fault.kind for fault in prey.plan.experiment.faults.values()}))
-    return (prey.invariant, kinds) not in _signatures(findings, policy)
+    return (prey.invariant, prey.plan.kinds) not in _signatures(findings, policy)
 
 
 def _signatures(findings: Findings, policy: str) -> list[Signature]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from chaos.experiment import catalogue
 from chaos.scheduling.records import Ended, Started
-from tests.chaos.scheduling.killed import MINUTES, Ten, changes, webhook
+from tests.chaos.scheduling.killed import MINUTES, Ten, webhook
+from tests.chaos.scheduling.plans import changes
 
 FACTOR = 3.0
 """A run takes some seconds, and two of them have to fit into a minute."""

@@ -110,7 +110,7 @@ class _Counter:
 def measure(workers: int, virtual_s: float, rows: Path, seed: int = 1) -> Speed:
     """Simulate `virtual_s` of load; the rows go below `rows`."""
     clients = max(1, round(workers * RATE_PER_WORKER_PER_S / _REQUESTS_PER_CLIENT))
-    policy = Policy(client=ClientPolicy(open_requests_max=100_000), routing=RoutingPolicy(requests_max=1_000_000 // 10))
+    policy = Policy(client=ClientPolicy(open_requests_max=100_000), routing=RoutingPolicy(requests_max=100_000))
     sinks: list[MetricsCollector] = []
 
     def sink(name: str, incarnation: int) -> MetricsCollector:

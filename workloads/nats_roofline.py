@@ -5,7 +5,6 @@ and workloads.stub_controller beside it. In a run each client has a process of i
 it, so this is how far a client can be believed, and not what a cluster does.
 """
 
-import argparse
 import asyncio
 import contextlib
 import subprocess
@@ -44,8 +43,8 @@ from workloads.roofline import (
     cache_path,
     cached,
     closed_loop,
+    command,
     open_loop,
-    remember,
     summary,
     with_streams,
 )
@@ -207,22 +206,7 @@ def _cache_path() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workloads.nats_roofline", description=__doc__)
-    parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="PER_S", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=MEASURE_S, help="of each measurement, default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    options = parser.parse_args(arguments)
-    if not 1 <= options.rate <= 10_000 or not 0.5 <= options.seconds <= 600:
-        parser.error("expected a rate between 1 and 10000/s and between 0.5 and 600 seconds")
-    try:
-        found = asyncio.run(measure(options.seconds, options.rate))
-    except StubFailed as error:
-        print(f"workloads.nats_roofline: {error}", file=sys.stderr)
-        return 5
-    if (options.seconds, options.rate) == (MEASURE_S, RATE_PER_S):
-        remember(_cache_path(), found)
-    print(msgspec.json.encode(found).decode() if options.json else "\n".join(found.lines()))
-    return 0
+    return command("workloads.nats_roofline", __doc__, measure, _cache_path(), arguments)
 
 
 if __name__ == "__main__":

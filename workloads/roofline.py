@@ -276,9 +276,18 @@ def remember(path: Path, found: Roofline) -> None:
         write_whole(path, msgspec.json.encode(found))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workloads.roofline", description=__doc__)
+def command(
+    program: str,
+    about: str | None,
+    measured: Callable[[float, float], Coroutine[Any, Any, Roofline]],
+    path: Path,
+    arguments: Sequence[str] | None,
+) -> int:
+    """The command line of a roofline; returns the exit code.
+
+    measured: from seconds of each measurement and requests per second. path: where it is remembered.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about)
     parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="PER_S", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=MEASURE_S, help="of each measurement, default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -286,14 +295,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 1 <= options.rate <= 10_000 or not 0.5 <= options.seconds <= 600:
         parser.error("expected a rate between 1 and 10000/s and between 0.5 and 600 seconds")
     try:
-        found = asyncio.run(measure(options.seconds, options.rate))
+        found = asyncio.run(measured(options.seconds, options.rate))
     except StubFailed as error:
-        print(f"workloads.roofline: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 5
     if (options.seconds, options.rate) == (MEASURE_S, RATE_PER_S):
-        remember(cache_path(f"aiohttp {aiohttp.__version__}"), found)
+        remember(path, found)
     print(msgspec.json.encode(found).decode() if options.json else "\n".join(found.lines()))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return command("workloads.roofline", __doc__, measure, cache_path(f"aiohttp {aiohttp.__version__}"), arguments)
 
 
 if __name__ == "__main__":

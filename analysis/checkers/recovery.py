@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis.checkers.finding import judged, records, violation
-from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s, run_end_s
+from analysis.facts import QuietSpan, fault_windows, quiet_spans, recovery_limit_s, run_end_s, worker_count
 from analysis.history import History
 from analysis.recovery import CALM_S, fault_times
 from analysis.timeline import breakers, controllers, membership, states_at
@@ -90,10 +90,9 @@ def _without_the_idle(history: History, since_s: float, until_s: float) -> pd.Da
 
 
 def _missing(history: History, due_s: float) -> list[Violation]:
-    cluster = history.experiment.get("cluster")
-    count = cluster.get("workers") if isinstance(cluster, dict) else None
+    count = worker_count(history)
     known = len(states_at(membership(history.events), due_s))
-    if not isinstance(count, int) or known >= count:
+    if known >= count:
         return []
     return [Violation(due_s, "", "", f"only {known} of {count} workers ever joined")]
 

@@ -73,11 +73,10 @@ class Findings:
 
     def add(self, plan: Plan, policy: str, invariant: int, what: str, digest: str) -> Finding:
         """Keep a finding, with its experiment as a file that `chaos.run` takes."""
-        kinds = tuple(sorted({fault.kind for fault in plan.experiment.faults.values()}))
-        name = f"found_{policy}_{invariant}_{'_'.join(kinds)}"[:56]
+        name = f"found_{policy}_{invariant}_{'_'.join(plan.kinds)}"[:56]
         taken = {finding.file for finding in self.known}
         number = next(n for n in range(1, len(taken) + 2) if f"{name}_{n}.yaml" not in taken)
-        finding = Finding(f"{name}_{number}.yaml", plan.seed, policy, invariant, kinds, what, digest, State.NEW)
+        finding = Finding(f"{name}_{number}.yaml", plan.seed, policy, invariant, plan.kinds, what, digest, State.NEW)
         whole = msgspec.to_builtins(msgspec.structs.replace(plan.experiment, name=f"{name}_{number}"))
         self._write(
             finding.file, f"# {what}\n# --world simulated --seed {plan.seed}\n{yaml.safe_dump(whole, sort_keys=False)}"

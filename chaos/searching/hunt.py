@@ -103,14 +103,17 @@ def _without_needless(prey: Prey, play: Callable[[Plan], Judged], known: Contain
 
 
 def _look(plan: Plan, play: Callable[[Plan], Judged], known: Container[Signature]) -> Prey | None:
-    kinds = tuple(sorted({fault.kind for fault in plan.experiment.faults.values()}))
-    try:
-        judged = play(plan)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__} in {where.name}: {error}"
-        return None if (CRASH, kinds) in known else Prey(plan, CRASH, what, "")
+    judged = attempt(plan, play)
     for number, what in sorted(judged.broken.items()):
-        if (number, kinds) not in known:
+        if (number, plan.kinds) not in known:
             return Prey(plan, number, what, judged.digest)
     return None
+
+
+def attempt(plan: Plan, play: Callable[[Plan], Judged] = consult) -> Judged:
+    """Play a plan. That our own code raises is CRASH among what is broken: it is what a search looks for as well."""
+    try:
+        return play(plan)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Judged({CRASH: f"{type(error).__name__} in {where.name}: {error}"}, "")

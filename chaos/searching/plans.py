@@ -38,14 +38,15 @@ class Plan(msgspec.Struct, frozen=True):
     experiment: Experiment
     seed: int
 
-
-def plans(base: Experiment) -> st.SearchStrategy[Plan]:
-    """Plans for the cluster and the policy of an experiment; its own faults and load are not used."""
-    return _plans(base)
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of its faults, sorted, each once."""
+        return tuple(sorted({fault.kind for fault in self.experiment.faults.values()}))
 
 
 @st.composite
-def _plans(draw: st.DrawFn, base: Experiment) -> Plan:
+def plans(draw: st.DrawFn, base: Experiment) -> Plan:
+    """Plans for the cluster and the policy of an experiment; its own faults and load are not used."""
     cluster = replace(
         base.cluster, workers=draw(st.integers(1, 4)), controllers=draw(st.sampled_from([1, 1, 2])), hosts=1
     )

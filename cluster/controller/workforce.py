@@ -186,7 +186,7 @@ class Workforce:
         if entry.wish and self._grants(entry):
             return self._wished(entry), ()
         for group in self._standings.groups(entry.submit.model):
-            if len(group.able) > len(entry.excluded) or any(one not in entry.excluded for one in group.able):
+            if any(worker not in entry.excluded for worker in group.able):
                 return group, entry.excluded
         return None, ()
 

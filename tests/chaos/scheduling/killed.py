@@ -18,7 +18,7 @@ from chaos.scheduling.calendar import Cron
 from chaos.scheduling.journal import FOLDER
 from chaos.scheduling.records import Ended, Missed, Opened, Record, Started
 from tests.chaos.scheduling.fast import BEGIN_S
-from tests.chaos.scheduling.plans import fates, unaccounted
+from tests.chaos.scheduling.plans import changes, fates, unaccounted
 from tests.processes import MARK, ROOT, Family
 
 MINUTES = 10
@@ -163,15 +163,3 @@ class Ten:
         assert process.stdout is not None
         with process.stdout:
             self.lines += process.stdout
-
-
-def changes(records: list[Record]) -> list[str]:
-    """Which ends of runs brought another verdict, told from the records alone."""
-    standing: dict[str, str] = {}
-    found = []
-    for record in records:
-        if isinstance(record, Ended) and record.verdict:
-            if record.verdict != standing.get(record.entry, "pass"):
-                found.append(f"{record.entry}@{record.slot_s}")
-            standing[record.entry] = record.verdict
-    return found

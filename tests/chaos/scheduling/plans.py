@@ -46,3 +46,15 @@ def unaccounted(records: Sequence[Record], entry: str, cron: Cron) -> list[str]:
     starts = [record.slot_s for record in records if isinstance(record, Started) and record.entry == entry]
     problems += [f"{entry}@{slot}: started {starts.count(slot)} times" for slot in starts if starts.count(slot) > 1]
     return problems
+
+
+def changes(records: list[Record]) -> list[str]:
+    """Which ends of runs brought another verdict, told from the records alone."""
+    standing: dict[str, str] = {}
+    found = []
+    for record in records:
+        if isinstance(record, Ended) and record.verdict:
+            if record.verdict != standing.get(record.entry, "pass"):
+                found.append(f"{record.entry}@{record.slot_s}")
+            standing[record.entry] = record.verdict
+    return found

@@ -6,7 +6,8 @@ import pytest
 
 from chaos.scheduling.records import Ended
 from tests.chaos.scheduling import stub_run
-from tests.chaos.scheduling.killed import MINUTES, Ten, changes, webhook
+from tests.chaos.scheduling.killed import MINUTES, Ten, webhook
+from tests.chaos.scheduling.plans import changes
 from tests.schedule_cases import running
 
 SCHEDULE = """

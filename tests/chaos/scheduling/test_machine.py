@@ -13,7 +13,7 @@ from chaos.scheduling.calendar import Blackout, Cron
 from chaos.scheduling.machine import Command, End, Finish, Machine, Start, Tell, Tidy, Write
 from chaos.scheduling.plan import Plan
 from chaos.scheduling.records import Change, Ended, JournalDamaged, Missed, Record, Started, State, Told
-from tests.chaos.scheduling.plans import plan, unaccounted
+from tests.chaos.scheduling.plans import changes, plan, unaccounted
 
 T0 = 1_800_000_000  # a whole minute
 MINUTELY = "* * * * *"
@@ -375,23 +375,11 @@ class Scheduling(RuleBasedStateMachine):
             self.obey(self.machine.ended(Finish(False, "crashed", "", ""), self.now_s), None)
         for name in self.plan.entries:
             assert not unaccounted(self.records, name, self.plan.cron_of(name))
-        changes = changes_of(self.records)
-        assert set(self.told) <= set(changes), "told what was no change"
+        due = changes(self.records)
+        assert set(self.told) <= set(due), "told what was no change"
         given_up = [f"{each.entry}@{each.slot_s}" for each in self.records if isinstance(each, Told)]
         waiting = [change.id for change in self.machine._state.changes]
-        assert sorted(changes) == sorted({*given_up, *waiting}), "a change is neither told nor waits"
-
-
-def changes_of(records: list[Record]) -> list[str]:
-    """From the ends of runs alone."""
-    standing: dict[str, str] = {}
-    found = []
-    for record in records:
-        if isinstance(record, Ended) and record.verdict:
-            if record.verdict != standing.get(record.entry, "pass"):
-                found.append(f"{record.entry}@{record.slot_s}")
-            standing[record.entry] = record.verdict
-    return found
+        assert sorted(due) == sorted({*given_up, *waiting}), "a change is neither told nor waits"
 
 
 Scheduling.TestCase.settings = settings(
