@@ -9,6 +9,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from chaos.folder_lock import note_holder
+
 INTERRUPTED = 130
 _PATIENCE_S = 60.0
 """How long one has to heal once we are gone."""
@@ -17,7 +19,9 @@ _PATIENCE_S = 60.0
 class Children:
     """Those that run now; each in a thread of its caller's. Not more than the caller starts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: int | None = None) -> None:
+        """lock: what each of them holds until it has ended, even after we were killed; see chaos.folder_lock."""
+        self._held = lock
         self._lock = threading.Lock()
         self._running: dict[int, int] = {}
         self._interrupted = False
@@ -34,12 +38,19 @@ class Children:
                 return INTERRUPTED
             # Not for long: it only has to start its program and say which.
             process = subprocess.Popen(
-                tether, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, process_group=0
+                tether,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                process_group=0,
+                pass_fds=() if self._held is None else (self._held,),
             )
             assert process.stdout is not None
             said = process.stdout.readline().strip()
             if said.isdigit():
                 self._running[process.pid] = int(said)
+                if self._held is not None:
+                    note_holder(self._held, int(said))
         try:
             code = process.wait()
         finally:

@@ -5,13 +5,11 @@ is known by all that was to be run, so after a change of the experiment or of th
 """
 
 import argparse
-import contextlib
-import fcntl
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from analysis.sweep_view import Missing, SweepReport
 from analysis.whole_file import replacing, write_whole
 from chaos.children import Children
 from chaos.experiment import ExperimentError, find
+from chaos.folder_lock import FolderBusy, alone_in
 from chaos.grid import Axis, Base, GridError, Trial, parse_axis, points, trials
 from chaos.run import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_USAGE
 from chaos.sweeping import FORM, Clock, Measuring, NoVerdict, check_phases, kept, play
@@ -137,13 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(trial.name)
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out) as alone:
-        if not alone:
-            return _complain(f"{out}: another sweep is at work in this folder")
-        return _run(sweep, options, left_out)
+    try:
+        with alone_in(out, "sweep", lambda line: print(line, flush=True)) as held:
+            return _run(sweep, options, left_out, Children(held))
+    except FolderBusy as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        # While nothing ran.
+        print("chaos.sweep: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
-def _run(sweep: Sweep, options: argparse.Namespace, left_out: Sequence[str]) -> int:
+def _run(sweep: Sweep, options: argparse.Namespace, left_out: Sequence[str], children: Children) -> int:
     for line in left_out:
         print(f"left out: {line}")
     sweep.find_kept()
@@ -151,7 +155,7 @@ def _run(sweep: Sweep, options: argparse.Namespace, left_out: Sequence[str]) -> 
     print(f"{len(sweep.planned)} runs, {len(sweep.rows)} of them have their verdict", flush=True)
     interrupted = False
     try:
-        _play_all(sweep, missing[: options.limit], options)
+        _play_all(sweep, missing[: options.limit], options, children)
     except KeyboardInterrupt:
         interrupted = True
     report = sweep.write()
@@ -163,7 +167,7 @@ def _run(sweep: Sweep, options: argparse.Namespace, left_out: Sequence[str]) -> 
     return EXIT_MORE if report.missing else 0
 
 
-def _play_all(sweep: Sweep, chosen: Sequence[Trial], options: argparse.Namespace) -> None:
+def _play_all(sweep: Sweep, chosen: Sequence[Trial], options: argparse.Namespace, children: Children) -> None:
     """Raises KeyboardInterrupt when somebody asks for the end, after all that ran has ended."""
     if not chosen:
         return
@@ -173,7 +177,7 @@ def _play_all(sweep: Sweep, chosen: Sequence[Trial], options: argparse.Namespace
         play_on_ray(options.address, chosen, sweep.measuring, sweep.out, sweep.ended)
         return
     known_s = [rows[0].took_s for rows in sweep.rows.values() if rows]
-    clock, children = Clock(len(chosen), options.parallel, known_s), Children()
+    clock = Clock(len(chosen), options.parallel, known_s)
 
     def one(trial: Trial) -> tuple[list[SweepRow] | None, str]:
         left_s = clock.left_s()
@@ -227,18 +231,6 @@ def _wrong_options(options: argparse.Namespace) -> str:
     if options.parallel < 1 or (options.world != "simulated" and options.parallel > 1):
         return f"--parallel {options.parallel}: expected 1, for live runs beside each other would measure each other"
     return ""
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[bool]:
-    """Whether no other sweep works in this folder; none will until the end."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from chaos.grid import Trial, resolved
 
 POINTS = "points"
 _ROWS = "rows.json"
+_EXPERIMENT = "experiment.yaml"
 _WHY_MAX = 300
 
 
@@ -53,12 +54,13 @@ class NoVerdict(Exception):
 def kept(trial: Trial, measuring: Measuring, out: Path) -> list[SweepRow] | None:
     """The rows of a run that has its verdict; None when there is none, or it was of something else.
 
-    What was measured differently is measured anew from the run's history, which costs no run.
+    What was measured differently is measured anew from the run's history, which costs no run; so is a run that came to
+    its end when nobody was there any more to measure it.
     """
     try:
         found = msgspec.json.decode((out / POINTS / trial.key / _ROWS).read_bytes(), type=Kept)
     except (OSError, msgspec.DecodeError):
-        return None
+        return _adopted(trial, measuring, out)
     if found.measuring == measuring:
         # Another grid may call the same run by other settings.
         named = {"point": trial.point.name, "values": trial.point.values, "repeat": trial.repeat}
@@ -73,8 +75,8 @@ def play(trial: Trial, measuring: Measuring, out: Path, children: Children, addr
     """Run it and keep its rows. Raises NoVerdict. address: of the Ray cluster for a live run."""
     folder = out / POINTS / trial.key
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "experiment.yaml", resolved(trial.point.experiment))
-    command = [sys.executable, "-m", "chaos.run", str(folder / "experiment.yaml"), "--world", trial.world]
+    write_whole(folder / _EXPERIMENT, resolved(trial.point.experiment))
+    command = [sys.executable, "-m", "chaos.run", str(folder / _EXPERIMENT), "--world", trial.world]
     command += ["--seed", str(trial.seed), "--out", str(folder / "run")]
     if address is not None:
         command += ["--address", address]
@@ -122,6 +124,20 @@ class Clock:
                 return None
             rounds = -(-self._left // self._parallel)
             return rounds * sum(self._took_s) / len(self._took_s)
+
+
+def _adopted(trial: Trial, measuring: Measuring, out: Path) -> list[SweepRow] | None:
+    """The rows of a run whose verdict is there, while its rows are not: the sweep was ended before it heard of it."""
+    folder = out / POINTS / trial.key
+    try:
+        run = (folder / "run" / "latest").resolve(strict=True)
+        if not read_verdict(run).complete:
+            return None
+        # As `play` would have: from when it was about to be started.
+        took_s = (run / "verdict.json").stat().st_mtime - (folder / _EXPERIMENT).stat().st_mtime
+        return _keep(trial, measuring, out, run, max(0.0, took_s))
+    except (OSError, UnreadableError, NoVerdict):
+        return None
 
 
 def _keep(trial: Trial, measuring: Measuring, out: Path, run: Path, took_s: float) -> list[SweepRow]:

@@ -1,6 +1,7 @@
 """The sweep: resumed where it stopped, told in one report, and honest about what has no verdict."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from chaos import sweep
 from chaos.children import INTERRUPTED, Children
+from chaos.folder_lock import alone_in
 from chaos.sweep import EXIT_MORE, main
 from chaos.sweeping import Clock, NoVerdict
 
@@ -96,10 +98,34 @@ def test_a_mistake_costs_one_line_and_starts_nothing(
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with sweep._alone_in(tmp_path) as alone:
-        assert alone
+    with alone_in(tmp_path, "sweep", print):
         assert main(arguments(tmp_path, "--over", "cluster.workers=1")) == 2
-    assert "another sweep is at work" in capfd.readouterr().err
+    assert f"another sweep (pid {os.getpid()}) is at work in this folder" in capfd.readouterr().err
+
+
+def test_a_run_that_ended_unheard_is_taken_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As after a kill -9 of the sweep in the last moment of a run: its verdict is there, its rows are not."""
+    assert main(arguments(tmp_path, "--over", "cluster.workers=1")) == 0
+    (rows,) = tmp_path.glob("points/*/rows.json")
+    before, measured = folders(tmp_path), json.loads(rows.read_bytes())
+    rows.unlink()
+    capfd.readouterr()
+    assert main(arguments(tmp_path, "--over", "cluster.workers=1")) == 0
+    assert "1 runs, 1 of them have their verdict" in capfd.readouterr().out
+    assert folders(tmp_path) == before
+    again = json.loads(rows.read_bytes())
+    assert abs(again["took_s"] - measured["took_s"]) < 5
+    assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in measured["rows"]]
+
+
+def test_a_run_that_was_cut_short_is_not_taken(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path, "--over", "cluster.workers=1")) == 0
+    (rows,) = tmp_path.glob("points/*/rows.json")
+    (verdict,) = (path for path in tmp_path.glob("points/*/run/*/verdict.json") if not path.parent.is_symlink())
+    rows.unlink()
+    verdict.write_text(json.dumps({**json.loads(verdict.read_text()), "complete": False}))
+    assert main(arguments(tmp_path, "--over", "cluster.workers=1", "--limit", "0")) == EXIT_MORE
+    assert "1 runs, 0 of them have their verdict" in capfd.readouterr().out
 
 
 def test_all_runs_can_be_listed_without_running_any(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
