@@ -37,17 +37,19 @@ class Timers(Generic[Key]):
 
     def next(self) -> float | None:
         """The earliest time, None when there is none."""
-        first = self.first()
-        return None if first is None else first[0]
+        heap, current = self._heap, self._current
+        while heap:
+            time_s, count, key = heap[0]
+            present = current.get(key)
+            if present is not None and present[1] == count:
+                return time_s
+            heapq.heappop(heap)
+        return None
 
     def first(self) -> tuple[float, Key] | None:
         """The earliest time and whose it is, None when there is none."""
-        while self._heap:
-            time_s, count, key = self._heap[0]
-            if self._current.get(key) == (time_s, count):
-                return time_s, key
-            heapq.heappop(self._heap)
-        return None
+        time_s = self.next()
+        return None if time_s is None else (time_s, self._heap[0][2])
 
     def due(self, now: float) -> list[Key]:
         """Take out all keys whose time has come, earliest first."""

@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
     sizes = [int(part) for part in options.workers.split(",")]
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(time.process_time)
     if options.profile:
         profile.enable()
     for speed in speeds(sizes):

@@ -1,6 +1,7 @@
 """EngineMeter: what an engine makes and what its node is told of it, measured on the way between the two."""
 
 from collections import deque
+from operator import sub
 
 import msgspec
 
@@ -64,15 +65,16 @@ class EngineMeter:
         last_s: dict[int, float] = {}
         for before, after in zip(made.progress, told.progress, strict=True):
             self.tokens += len(after.tokens)
-            self.tokens_changed += sum(token != other for token, other in zip(before.tokens, after.tokens, strict=True))
+            if after.tokens != before.tokens:
+                self.tokens_changed += sum(
+                    token != other for token, other in zip(before.tokens, after.tokens, strict=True)
+                )
             time_s = self._last_s.get(after.sequence)
-            for next_s in after.times_s:
-                if time_s is not None:
-                    self.gaps += 1
-                    self.gaps_s.append(next_s - time_s)
-                time_s = next_s
-            if time_s is not None and after.finish is None:
-                last_s[after.sequence] = time_s
+            times_s = after.times_s if time_s is None else (time_s, *after.times_s)
+            self.gaps += max(0, len(times_s) - 1)
+            self.gaps_s.extend(map(sub, times_s[1:], times_s))
+            if times_s and after.finish is None:
+                last_s[after.sequence] = times_s[-1]
         self._last_s = last_s
 
     def state(self, worker: WorkerNode, now: float, *, alive: bool) -> EngineState:

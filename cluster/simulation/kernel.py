@@ -1,7 +1,7 @@
 """A virtual clock: a heap of callbacks, and coroutines that sleep on it."""
 
-import heapq
 from collections.abc import Callable, Coroutine, Generator
+from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -97,7 +97,7 @@ class Kernel:
     def at(self, time_s: float, callback: Callable[[], None]) -> None:
         """Run `callback` at `time_s`, or at once (in its turn) if that has passed."""
         self._counter += 1
-        heapq.heappush(self._heap, (max(time_s, self.now), self._counter, callback))
+        heappush(self._heap, (time_s if time_s > self.now else self.now, self._counter, callback))
 
     async def sleep(self, seconds: float) -> None:
         """Suspend the calling coroutine for virtual seconds; others of the same instant run meanwhile."""
@@ -112,20 +112,20 @@ class Kernel:
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run events until the coroutine has ended. Raises what it raises, DeadlockError if the heap runs dry."""
         task = self.spawn(coroutine)
+        heap = self._heap
         while not task.done:
-            if not self._heap:
+            if not heap:
                 raise DeadlockError("nothing is scheduled and the coroutine still waits")
-            self._next()
+            self.now, _, callback = heappop(heap)
+            callback()
         if task._error is not None:
             raise task._error
         return task._result  # type: ignore[return-value]
 
     def run_until(self, time_s: float) -> None:
         """Run all events up to and including `time_s`."""
-        while self._heap and self._heap[0][0] <= time_s:
-            self._next()
+        heap = self._heap
+        while heap and heap[0][0] <= time_s:
+            self.now, _, callback = heappop(heap)
+            callback()
         self.now = max(self.now, time_s)
-
-    def _next(self) -> None:
-        self.now, _, callback = heapq.heappop(self._heap)
-        callback()

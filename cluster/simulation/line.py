@@ -96,7 +96,9 @@ class Line:
     def _send(self, arrive: Callable[[], None], size: int) -> None:
         shaping = self._shaping
         if shaping is None:
-            self.last_s = max(self.last_s, self._kernel.now + self._travel_s())
+            arrives_s = self._kernel.now + self._travel_s()
+            if arrives_s > self.last_s:
+                self.last_s = arrives_s
             self._kernel.at(self.last_s, arrive)
             return
         self._free_s = max(self._free_s, self._kernel.now) + shaping.transmission_s(size)

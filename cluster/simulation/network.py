@@ -5,6 +5,7 @@ behave as nats-py and nats-server do under that condition (pings, reconnects, ha
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from cluster.node import Event, LinkDown, LinkUp, NoResponders, Received, SendFailed
@@ -103,7 +104,7 @@ class Link:
 
     def hand(self, event: Event) -> None:
         """Something for the node from its own host, in line with what the broker sends it."""
-        self._arrived(lambda: self._deliver(event))
+        self._arrived(partial(self._deliver, event))
 
     def counters(self, cid: int | None = None) -> Counters:
         """The view from both ends, of connection `cid` at the broker's end (default: the present one)."""
@@ -149,7 +150,7 @@ class Link:
         """Publish; without a connection the node learns at once that nothing was sent."""
         connection = self._connection
         if connection is None:
-            self._kernel.at(self._kernel.now, lambda: self._arrived(lambda: self._deliver(SendFailed(to, message))))
+            self._kernel.at(self._kernel.now, lambda: self.hand(SendFailed(to, message)))
             return
         self.messages_out += 1
         if self.condition.upstream is Flow.PASS:
@@ -162,8 +163,8 @@ class Link:
         if not connection.broker_open:
             return
         connection.broker_out += 1
-        if isinstance(event, Received):
-            self.down.feed(self.node, event.message, lambda arriving: self._go_down(connection, arriving))
+        if self.down and isinstance(event, Received):
+            self.down.feed(self.node, event.message, partial(self._go_down, connection))
         else:
             self._go_down(connection, event)
 
@@ -241,24 +242,27 @@ class Link:
 
     def _travel_up(self, connection: Connection, to: str, message: Message, needs_responder: bool) -> None:
         unheard = NoResponders(to, message) if needs_responder else None
-        self.up.feed(to, message, lambda event: self._carry_up(connection, to, event, unheard))
+        if self.up:
+            self.up.feed(to, message, lambda event: self._carry_up(connection, to, event, unheard))
+        else:
+            self._carry_up(connection, to, Received(message), unheard)
 
     def _carry_up(self, connection: Connection, to: str, event: Event, unheard: NoResponders | None) -> None:
-        def arrive() -> None:
+        def heard() -> None:
             if connection.broker_open:
                 connection.broker_in += 1
                 self._network.route(self, connection, to, event, unheard)
 
-        connection.up.carry(lambda: self._network.broker.arrived(arrive), lambda: wire_bytes(event))
+        connection.up.carry(partial(self._network.broker.arrived, heard), partial(wire_bytes, event))
 
     def _travel_down(self, connection: Connection, event: Event) -> None:
-        def arrive() -> None:
-            if connection.node_open:
-                self._arrived(lambda: self._take(event))
-
-        connection.down.carry(arrive, lambda: wire_bytes(event))
-        if self._patience is not None and connection is self._connection and not connection.down.good:
+        connection.down.carry(partial(self._arrived_over, connection, event), partial(wire_bytes, event))
+        if not connection.down.good and self._patience is not None and connection is self._connection:
             self._patience.sent_down()
+
+    def _arrived_over(self, connection: Connection, event: Event) -> None:
+        if connection.node_open:
+            self._arrived(partial(self._take, event))
 
     def _arrived(self, act: Callable[[], None]) -> None:
         """Something reaches the node's end: its process acts on it now, or once it has thawed."""
@@ -490,7 +494,7 @@ class Network:
         nodes = self._addressees(to)
         for node in nodes:
             self.links[node].receive(self._subscribed[node], event)
-        if not nodes and unheard is not None:
+        if unheard is not None and not nodes:
             sender.receive(origin, unheard)
 
     def _addressees(self, to: str) -> list[str]:

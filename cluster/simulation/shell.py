@@ -1,6 +1,7 @@
 """A shell on the virtual clock: it drives the same nodes that the live shells drive."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -198,10 +199,10 @@ class SimulatedNode:
 
     def feed(self, event: Event) -> None:
         """Give the node an event now and carry out what it wants done."""
-        if self.ended:
+        if self.link.closed:
             return
-        assert not self.frozen, f"{self.node.name} stands still and handles nothing"
-        self._execute(self.node.handle(event, self.now()))
+        assert self._frozen_s is None, f"{self.node.name} stands still and handles nothing"
+        self._execute(self.node.handle(event, self._kernel.now + self._ahead_s))
         self._arrange_wake()
 
     def _execute(self, commands: Sequence[Command]) -> None:
@@ -238,7 +239,7 @@ class SimulatedNode:
         wake_s = self.node.next_wake()
         if wake_s is not None and (self._wake_s is None or wake_s < self._wake_s):
             self._wake_s = wake_s
-            self._at(wake_s, lambda: self._wake(wake_s))
+            self._at(wake_s, partial(self._wake, wake_s))
 
     def _wake(self, planned_s: float) -> None:
         if planned_s != self._wake_s or self.ended or self.frozen:
@@ -256,7 +257,7 @@ class SimulatedNode:
         due_s = None if engine_s is None else self._engine_clock.nodes(engine_s)
         if due_s is not None and due_s != self._engine_due_s:
             self._engine_due_s = due_s
-            self._at(due_s, lambda: self._advance(due_s))
+            self._at(due_s, partial(self._advance, due_s))
 
     def _advance(self, due_s: float) -> None:
         if due_s != self._engine_due_s or self.ended or self.frozen:

@@ -1,6 +1,7 @@
 """What a worker writes into the history and reports of its streams, and the counters that it samples."""
 
 from collections import Counter
+from itertools import chain
 
 import msgspec
 
@@ -33,7 +34,7 @@ class EngineTotals:
     def told(self, work: Work, part: SequenceProgress, batch: Counter[float]) -> None:
         """Count news of an attempt. batch: how many sequences made a token at each time."""
         self.tokens_made += len(part.tokens)
-        work.batch_sum += sum(batch[time_s] for time_s in part.times_s)
+        work.batch_sum += sum(map(batch.__getitem__, part.times_s))
         if part.tokens and work.first_token_s is None:
             work.first_token_s = part.times_s[0]
         if not work.cached_tokens:
@@ -43,7 +44,7 @@ class EngineTotals:
 
 def batch_sizes(report: EngineReport) -> Counter[float]:
     """How many sequences made a token at each time. All tokens of a step have the same time."""
-    return Counter(time_s for part in report.progress for time_s in part.times_s)
+    return Counter(chain.from_iterable([part.times_s for part in report.progress]))
 
 
 def attempt_row(work: Work, worker: str, incarnation: int, outcome: str, code: str, now: float) -> Record:
