@@ -12,6 +12,7 @@ import msgspec
 
 from analysis.criterion import Criterion
 from cluster.engine.timed import StepCosts
+from cluster.numbers import demand_finite
 from cluster.policy import Policy, Seconds
 from workloads.arms import ArmSpec, ComparisonSpec, arm_of_generator
 from workloads.plan import PhaseLoad
@@ -126,9 +127,10 @@ class FaultSpec(_Section, frozen=True):
 
 
 class Experiment(_Section, frozen=True):
-    """A whole experiment, resolved: every default filled in.
+    """A whole experiment, resolved: every default filled in, and every number finite.
 
-    robustness: numbers of chaos.robustness.CLASSES, the failures that it would show.
+    robustness: numbers of chaos.robustness.CLASSES, the failures that it would show. Raises ValueError naming the field
+    (msgspec.ValidationError when decoded).
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -161,6 +163,9 @@ class Experiment(_Section, frozen=True):
 
     def controller_names(self) -> list[str]:
         """The controllers: `controller` where there is only one."""
+    def __post_init__(self) -> None:
+        demand_finite(self)
+
         count = self.cluster.controllers
         return ["controller"] if count == 1 else [f"controller-{number}" for number in range(count)]
 

@@ -12,6 +12,7 @@ import yaml
 
 from chaos.experiment import Experiment, ExperimentError
 from chaos.resolve import load
+from cluster.yaml_file import YamlError, parse_yaml
 
 POINTS_MAX = 10_000
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?$", re.ASCII)
@@ -83,8 +84,8 @@ def parse_axis(text: str) -> Axis:
     if not equals or not all(path.split(".")):
         raise GridError(f"--over {_shown(text)}: expected path.to.field=value,value,...")
     try:
-        values = yaml.safe_load(f"[{listed}]")
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        values = parse_yaml(f"[{listed}]")
+    except YamlError:
         raise GridError(f"--over {_shown(text)}: the values are not YAML; quote one that holds a comma") from None
     if not isinstance(values, list) or not values:
         raise GridError(f"--over {_shown(text)}: expected values with commas between them")

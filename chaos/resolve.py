@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
-import yaml
 from msgspec.structs import replace
 
 from analysis.criterion import Criterion
@@ -27,13 +26,13 @@ from chaos.robustness import CLASSES
 from chaos.timing import check_trigger, latest_end_s, strikes
 from cluster.policy import Policy
 from cluster.profiles import ProfileError, load_policy
+from cluster.yaml_file import YamlError, parse_yaml, read_yaml
 from workloads.arms import AWAY, ArmSpec
 
 T = TypeVar("T")
-# PyYAML lets what its constructors stumble over (a month 13, five thousand digits, endless brackets) out as it is.
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 _SHOWN_MAX = 300
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_OF_A_STRUCT = re.compile(r"[^\W\d]\w*([.\[][\w\]-]+)*")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _NAMED_SECTIONS: dict[str, type] = {
     "phases": PhaseSpec,
@@ -181,7 +180,7 @@ def _check_guard(experiment: Experiment) -> None:
             if other is not fault and other_phase == phase and other_s <= start_s < end_s
             for target in experiment.hurt_with(other.targets)
         ]
-        refused = guard.forbids(experiment.hurt_with(fault.targets), hurt, {})
+        refused = guard.forbids(experiment.hurt_with(fault.targets), hurt, None)
         if refused is not None:
             raise _Wrong(f"faults.{name}.targets", refused)
 
@@ -297,11 +296,9 @@ def _shown(text: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
-    except _NOT_YAML as error:
-        raise ExperimentError(f"{path}: not YAML: {_shown(' '.join(str(error).split()))}") from None
+        document = read_yaml(path)
+    except YamlError as error:
+        raise ExperimentError(f"{path}: {_shown(str(error).removeprefix(f'{path}: '))}") from None
     if not isinstance(document, dict):
         raise ExperimentError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     return cast(dict[str, Any], document)
@@ -321,9 +318,10 @@ def _set(document: dict[str, Any], setting: str) -> None:
     if not equals or not all(keys):
         raise ExperimentError(f"--set {_shown(setting)}: expected path.to.field=value")
     try:
-        value = yaml.safe_load(text)
-    except _NOT_YAML:
-        raise ExperimentError(f"--set {_shown(setting)}: the value is not YAML") from None
+        value = parse_yaml(text)
+    except YamlError as error:
+        why = f": {_shown(str(error))}" if "twice" in str(error) else ""
+        raise ExperimentError(f"--set {_shown(setting)}: the value is not YAML{why}") from None
     place = document
     for key in keys[:-1]:
         inner = place.get(key)
@@ -369,7 +367,7 @@ def _explained(prefix: str, text: str, kind: type) -> _Wrong:
     if unknown is None:
         what = match["what"][0].lower() + match["what"][1:]
         part, colon, rest = what.partition(": ")
-        if colon and part.isidentifier():
+        if colon and _OF_A_STRUCT.fullmatch(part):
             # A struct's own check names the field that it is about.
             field, what = ".".join(filter(None, (field, part))), rest
         return _Wrong(field or "the file", what.replace("`", ""))

@@ -5,6 +5,7 @@ nothing there.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,20 +14,19 @@ from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
 from chaos.experiment import ExperimentError
 from chaos.staging.hours import Hours
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from chaos.worlds.world import Cut
+from cluster.numbers import demand_finite
 from cluster.policy import Seconds
+from cluster.yaml_file import YamlError, read_yaml
 from workloads.http import BadTarget, HttpTarget
 from workloads.spec import Positive, Rate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
-_FILE_BYTES_MAX = 2**20
 _CUTS = tuple(cut.value for cut in Cut)
 KINDS = ("partition", "flap", "latency", "bandwidth", "slicer")
 """Fault kinds that work through a Toxiproxy of others."""
@@ -203,12 +203,9 @@ class Target(_Section, frozen=True, kw_only=True):
 def load_target(path: Path) -> Target:
     """The target of a file, wholly checked. Nothing is asked of anybody. Raises TargetError."""
     try:
-        with path.open("rb") as file:
-            document = yaml.safe_load(file.read(_FILE_BYTES_MAX).decode())
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be read: {error.strerror}") from None
-    except _NOT_YAML as error:
-        raise TargetError(f"{path}: not YAML: {_line(error)}") from None
+        document = read_yaml(path)
+    except YamlError as error:
+        raise TargetError(str(error)) from None
     if not isinstance(document, dict):
         raise TargetError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     try:
@@ -246,6 +243,10 @@ def _typed(prefix: str, value: object, kind: type[Any]) -> Any:
 
 def _check(target: Target) -> None:
     """What the fields must be to each other. Raises TargetError."""
+    try:
+        demand_finite(target)
+    except ValueError as error:
+        raise TargetError(str(error)) from None
     if _NAME.fullmatch(target.name) is None:
         raise TargetError(f"name: expected letters, digits, _ and -, 64 at most, got {target.name[:80]!r}")
     if not target.owner.strip():
@@ -268,6 +269,10 @@ def _check(target: Target) -> None:
             raise TargetError(f"fingerprint.{name}: nobody could be asked; expected nats_monitoring too")
     if target.stop.file is None and target.stop.url is None:
         raise TargetError("stop: expected file or url, so that anybody can end a run")
+    file = target.stop.file
+    if file is not None and (not os.path.isabs(file) or "\0" in file):
+        # A relative one would be another file for the one who wants to end a run than for the run.
+        raise TargetError(f"stop.file: expected an absolute path, got {file[:80]!r}")
     for name, probe in (target.prometheus.probes if target.prometheus is not None else {}).items():
         if probe.at_most is None and probe.at_least is None:
             raise TargetError(f"prometheus.probes.{name}: expected at_most or at_least")

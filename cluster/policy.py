@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cluster.numbers import demand_finite
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
@@ -169,7 +171,10 @@ class MemoryPolicy(_Section, frozen=True):
 
 
 class Policy(_Section, frozen=True):
-    """All of it. Profiles are YAML files in `cluster/policies/` that name only what differs."""
+    """All of it, in finite numbers. Profiles are YAML files in `cluster/policies/` that name only what differs.
+
+    Raises ValueError naming the field (msgspec.ValidationError when decoded).
+    """
 
     link: LinkPolicy = LinkPolicy()
     client: ClientPolicy = ClientPolicy()
@@ -181,3 +186,6 @@ class Policy(_Section, frozen=True):
     stream: StreamPolicy = StreamPolicy()
     worker: WorkerPolicy = WorkerPolicy()
     memory: MemoryPolicy = MemoryPolicy()
+
+    def __post_init__(self) -> None:
+        demand_finite(self)

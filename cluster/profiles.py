@@ -4,9 +4,9 @@ from importlib import resources
 from pathlib import Path
 
 import msgspec
-import yaml
 
 from cluster.policy import Policy
+from cluster.yaml_file import YamlError, read_yaml
 
 
 class ProfileError(Exception):
@@ -27,15 +27,11 @@ def load_policy(name_or_path: str) -> Policy:
             raise ProfileError(f"no policy profile {name_or_path!r}; there is {known} (or give a .yaml file)")
         path = _folder() / f"{name_or_path}.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return msgspec.convert(document or {}, Policy)
-    except OSError as error:
-        raise ProfileError(f"{name_or_path}: cannot be read: {error.strerror}") from error
+        return msgspec.convert(read_yaml(path) or {}, Policy)
+    except YamlError as error:
+        raise ProfileError(f"{name_or_path}: {str(error).removeprefix(f'{path}: ')}") from error
     except msgspec.ValidationError as error:
         raise ProfileError(f"{name_or_path}: {error}") from error
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        # PyYAML lets what its constructors stumble over out as it is.
-        raise ProfileError(f"{name_or_path}: not YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def _folder() -> Path:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from analysis.criterion import Criterion
 from analysis.facts import CannotJudge, offered
@@ -25,6 +24,8 @@ from analysis.measurement import Measurement
 from analysis.metrics import METRICS, measure
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
+from cluster.numbers import demand_finite
+from cluster.yaml_file import YamlError, parse_yaml, read_yaml
 from workloads.capacity import Capacity
 from workloads.http import CONNECTIONS_MAX, BadTarget, HttpTarget
 from workloads.http_probe import Probe, probe, probe_prompts
@@ -254,9 +255,9 @@ def _workload(options: argparse.Namespace) -> WorkloadSpec:
     if options.workload is not None:
         where = f"{options.workload} with {where}"
         try:
-            read = yaml.safe_load(options.workload.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{options.workload}: {str(error).splitlines()[0]}") from None
+            read = read_yaml(options.workload)
+        except YamlError as error:
+            raise UsageError(str(error)) from None
         if not isinstance(read, dict):
             raise UsageError(f"{options.workload}: expected a mapping, as under `workload:` of an experiment")
         said |= read.get("workload", read)
@@ -265,8 +266,8 @@ def _workload(options: argparse.Namespace) -> WorkloadSpec:
         if not mark:
             raise UsageError(f"--set {setting}: expected FIELD=VALUE, such as output_tokens=[16,64]")
         try:
-            said[name.removeprefix("workload.")] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            said[name.removeprefix("workload.")] = parse_yaml(text)
+        except YamlError:
             raise UsageError(f"--set {setting}: the value is not YAML") from None
     if options.rate is not None:
         said["rate"] = options.rate
@@ -276,7 +277,8 @@ def _workload(options: argparse.Namespace) -> WorkloadSpec:
         raise UsageError(f"--closed {options.closed}: expected at most --connections, which is {options.connections}")
     try:
         spec = msgspec.convert({"rate": "5/s", **said}, WorkloadSpec)
-    except msgspec.ValidationError as error:
+        demand_finite(spec)
+    except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     if Rate.parse(spec.rate).per_s is None:
         raise UsageError(f"--rate {spec.rate}: expected requests per second, such as 20/s; nobody has measured 100 %")

@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
 from chaos.experiment import ExperimentError, find
 from chaos.resolve import load as load_experiment
 from chaos.scheduling.calendar import Blackout, CalendarError, Cron, covering, zone
+from cluster.numbers import demand_finite
+from cluster.yaml_file import YamlError, read_yaml
 
 ENTRIES_MAX = 100
 DAY_S = 86_400
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 Span = Annotated[float, msgspec.Meta(ge=0, le=DAY_S)]
 """Seconds, a day at most."""
@@ -144,11 +144,9 @@ class Plan(_Section, frozen=True):
 def load(path: Path) -> Plan:
     """The schedule in a file, fully checked, with every experiment that it names. Raises ScheduleError."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ScheduleError(f"{path}: cannot be read: {error.strerror}") from None
-    except _NOT_YAML as error:
-        raise ScheduleError(f"{path}: not YAML: {_line(error)}") from None
+        document = read_yaml(path)
+    except YamlError as error:
+        raise ScheduleError(str(error)) from None
     if not isinstance(document, dict):
         raise ScheduleError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     try:
@@ -183,6 +181,10 @@ def _typed(prefix: str, value: object, kind: type[Any]) -> Any:
 
 
 def _check(plan: Plan) -> None:
+    try:
+        demand_finite(plan)
+    except ValueError as error:
+        raise ScheduleError(str(error)) from None
     for what, name in (("name", plan.name), *((f"entries.{name}", name) for name in plan.entries)):
         if _NAME.fullmatch(name) is None:
             raise ScheduleError(f"{what}: expected a name of letters, digits, _ and -, 64 at most, got {name[:80]!r}")

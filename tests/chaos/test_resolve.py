@@ -122,6 +122,10 @@ def test_an_unknown_experiment_names_the_catalogue() -> None:
         ("workload.prompt_tokens=[24, 9000]", "workload.prompt_tokens", "context_max_tokens is 4096"),
         ('cluster="\\ud800"', "the file", "expected Unicode"),
         ("recovery_limit_s=null", "recovery_limit_s", "expected float"),
+        ("faults.cut.start_s=.inf", "faults.cut.start_s", "expected a finite number, got inf"),
+        ("cluster.costs.step_s=.nan", "cluster.costs.step_s", "expected a finite number, got nan"),
+        ("guard.latency_p99_s_max=.nan", "guard.latency_p99_s_max", "expected float > 0.0"),
+        ("policy.link.ping_s=.inf", "policy.link.ping_s", "expected float <= 86400.0"),
     ],
 )
 def test_a_wrong_field_costs_one_line_that_names_it_and_what_was_right(
@@ -141,6 +145,7 @@ def test_a_wrong_field_costs_one_line_that_names_it_and_what_was_right(
         ("cluster.workers=[", "the value is not YAML"),
         ("cluster.workers.deep=3", "workers is not a section"),
         ("recovery_limit_s=2024-99-99", "the value is not YAML"),
+        ("faults={cut: {enabled: false}, cut: {}}", "the key 'cut' is there twice"),
         ("recovery_limit_s=" + "9" * 5_000, "the value is not YAML"),
         ("recovery_limit_s=" + "[" * 20_000, "the value is not YAML"),
     ],
@@ -158,6 +163,7 @@ def test_a_wrong_setting_is_quoted(setting: str, expectation: str) -> None:
         ("- a\n- b\n", "expected a mapping of fields, got list"),
         ("just words", "expected a mapping of fields, got str"),
         ("a: [1, 2", "not YAML"),
+        ("a: 1\nb: {c: 2,\n  c: 3}\n", "line 3: the key 'c' is there twice"),
         ("a: 1\n b: 2\n", "not YAML"),
         ("a: !!python/object/apply:os.system ['false']", "not YAML"),
         ("a: *nobody", "not YAML"),

@@ -64,6 +64,8 @@ def test_what_a_slot_is_started_with(tmp_path: Path) -> None:
         ("entries:\n", "entrys:\n", "Object"),
         ("webhook_env: MLX_CHAOS_TEST_HOOK", "webhook_env: A, webhook: http://b/", "notify: expected webhook or"),
         ("name: nightly", "name: [", "not YAML"),
+        ("name: nightly", "name: nightly\nname: other", "line 3: the key 'name' is there twice"),
+        ("name: nightly", "retention: {days: .inf}", "retention.days: expected a finite number, got inf"),
     ],
 )
 def test_a_wrong_file_is_told_which_field(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -154,7 +154,13 @@ def test_what_stays_up_keeps_no_rows() -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("worker: {batch_max: 0}", "worker.batch_max"), ("nonsense: 1", "nonsense"), ("[", "not YAML"), ("- 1", "array")],
+    [
+        ("worker: {batch_max: 0}", "worker.batch_max"),
+        ("nonsense: 1", "nonsense"),
+        ("[", "not YAML"),
+        ("link: {}\nlink: {}", "the key 'link' is there twice"),
+        ("- 1", "array"),
+    ],
 )
 def test_a_policy_that_is_none_is_told_in_one_line(tmp_path: Path, content: str, told: str) -> None:
     path = tmp_path / "policy.yaml"
