@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import theilslopes
 
-from analysis.facts import CannotJudge, fault_windows, offered, policy, run_end_s
+from analysis.facts import CannotJudge, fault_windows, offered, policy, run_end_s, worker_count
 from analysis.history import History, Phase
 from analysis.statistics import percentile
 from analysis.time_shares import PARTS, WAITING, TimeShares, arm_of, mean_request, request_times
@@ -168,9 +168,8 @@ def _more_workers(history: History) -> str:
 
 
 def _workers(history: History) -> int:
-    cluster = history.experiment.get("cluster")
-    count = cluster.get("workers") if isinstance(cluster, dict) else None
-    if not isinstance(count, int):
+    count = worker_count(history)
+    if not count:
         raise CannotJudge("the experiment does not say cluster.workers")
     return count
 

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from analysis.criterion import Criterion
-from analysis.facts import CannotJudge
+from analysis.facts import CannotJudge, model_name
 from analysis.history import History, UnreadableError
 from analysis.judge import judge, met_by_a_fault, read_criteria
 from analysis.measurement import Measurement, Metric
@@ -89,7 +89,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarise(history: History) -> RunSummary:
     """Everything of a run that comparisons ask for. Raises UnreadableError when its criteria are malformed."""
-    cluster = history.experiment.get("cluster")
     phase = str(history.experiment.get("baseline_phase") or "baseline")
     asked = read_criteria(history, "expectations")
     for name, criterion in read_criteria(history, "steady_state").items():
@@ -108,7 +107,7 @@ def summarise(history: History) -> RunSummary:
         run_id=clean(history.info.run_id),
         experiment=clean(history.info.experiment),
         world=clean(history.info.world),
-        model=clean(cluster.get("model", "")) if isinstance(cluster, dict) else "",
+        model=clean(model_name(history)),
         seed=history.info.seed,
         complete=history.info.complete,
         verdict=judge(history).verdict.value,

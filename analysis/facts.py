@@ -191,9 +191,18 @@ def _at_once(parameters: str) -> int | None:
 
 def worker_count(history: History) -> int:
     """How many workers the cluster has; 0 where the experiment does not say."""
-    cluster = history.experiment.get("cluster")
-    workers = cluster.get("workers") if isinstance(cluster, dict) else None
+    workers = _cluster(history).get("workers")
     return workers if isinstance(workers, int) else 0
+
+
+def model_name(history: History) -> str:
+    """The model that the cluster serves; empty where the experiment does not say."""
+    return str(_cluster(history).get("model") or "")
+
+
+def _cluster(history: History) -> dict[str, object]:
+    cluster = history.experiment.get("cluster")
+    return cluster if isinstance(cluster, dict) else {}
 
 
 def hit_every_worker(windows: Sequence[FaultWindow], workers: int) -> bool:

@@ -29,6 +29,8 @@ WINDOW_S = 2.0
 LATENCY_FACTOR = 2.0
 LATENCY_SLACK_S = 0.25
 CALM_S = 5.0
+NEAR_S = 0.6
+"""A sample so much before a moment tells of it: nodes are sampled twice a second."""
 STEADY_RULE = (
     "from then on until the end all workers ready, all breakers closed and at most 1 % of requests failing, "
     "and for 5 s p95 latency in every 2 s at most twice the baseline's, or 0.25 s above it"
@@ -202,14 +204,22 @@ def _label(kind: str, targets: tuple[str, ...]) -> str:
 
 def _tolerance_s(history: History, fault: FaultWindow, noticed: tuple[float, str, str] | None) -> float:
     """How far a measured detection may exceed its prediction and be in time: the bound of two nodes' clocks, within
-    which lie a message's travel and the injection's own command too, and the worst delay in that time of the loop
-    that noticed."""
+    which lie a message's travel and the injection's own command too, and by how much the loop that noticed was late
+    when it mattered: as it heard the last of what was sent before the injection, or when it noticed."""
     if noticed is None:
         return CLOCK_TOLERANCE_S
-    nodes = history.nodes
-    seen = nodes[(nodes["node"] == noticed[1]) & nodes["time_s"].between(fault.injected_s, noticed[0] + 1.0)]
-    lag_s = seen["loop_lag_s"].max()
-    return CLOCK_TOLERANCE_S + (0.0 if pd.isna(lag_s) else max(0.0, float(lag_s)))
+    nodes = history.nodes[history.nodes["node"] == noticed[1]]
+    lag_s = max(_lag_s(nodes, fault.injected_s), _lag_s(nodes, noticed[0]))
+    return CLOCK_TOLERANCE_S + lag_s
+
+
+def _lag_s(samples: pd.DataFrame, time_s: float) -> float:
+    """How late a node's loop was about then: by the samples of the node less than NEAR_S before and the next after."""
+    before = samples[(samples["time_s"] > time_s - NEAR_S) & (samples["time_s"] < time_s)]
+    # A loop that stands still takes its next sample late, and that one tells.
+    after = samples[samples["time_s"] >= time_s].nsmallest(1, "time_s")
+    lag_s = pd.concat([before, after])["loop_lag_s"].max()
+    return 0.0 if pd.isna(lag_s) else max(0.0, float(lag_s))
 
 
 def _late(history: History, fault: FaultWindow, detection_s: float | None, tolerance_s: float) -> bool | None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.checkers.finding import judged, records, violations
-from analysis.facts import FaultWindow, fault_windows, finished, hit_every_worker, recovery_limit_s, worker_count
+from analysis.facts import fault_windows, finished, hit_every_worker, recovery_limit_s, worker_count
 from analysis.history import History
+from analysis.hurt import Hurt, hurt_at, hurts
 from analysis.outside import SERVER_SIDE
 from analysis.verdict import InvariantResult
 
@@ -22,8 +23,9 @@ _NOBODY_LEFT = "NO_WORKERS_AVAILABLE"
 
 def check(history: History) -> InvariantResult:
     """A failed or refused request carries a code that a fault `explains`, and overlaps that fault or the recovery
-    limit after its heal. That nobody is left is also explained by faults that together hit every worker at some moment
-    of the request's life. What can never succeed is never retried.
+    limit after its heal. That nobody is left is also explained by faults that together hurt every worker at one moment
+    of the request's life, each worker until it was seen to be back: see analysis.hurt. What can never succeed is never
+    retried.
 
     Of somebody else's endpoint nobody knows when it has too much to do, so there the codes of overload are explained,
     and how many there may be is for the expectations to say. Nor does it know our codes: while a fault is on, or soon
@@ -34,13 +36,15 @@ def check(history: History) -> InvariantResult:
     limit_s = recovery_limit_s(history)
     workers = worker_count(history)
     outside = history.info.outside
+    # A fault that explains nothing is no excuse here either.
+    hurt = hurts(history, [window for window in windows if window.explains])
 
     def explained(row: Any) -> bool:
         start_s, end_s, code = row["intended_s"], row["ended_s"], row["code"]
         met = [window for window in windows if window.overlaps(start_s, end_s, limit_s)]
         if any(code in window.explains for window in met) or (met and outside and code in SERVER_SIDE):
             return True
-        return code == _NOBODY_LEFT and _nobody_left(met, start_s, limit_s, workers)
+        return code == _NOBODY_LEFT and _nobody_left(hurt, start_s, end_s, workers)
 
     errors = rows[rows["outcome"].isin(["failed", "refused"])]
     known = [(outside and row["code"] in _OVERLOAD) or explained(row) for row in records(errors)]
@@ -56,13 +60,8 @@ def check(history: History) -> InvariantResult:
     return judged(NUMBER, NAME, found, f"{len(errors)} of {len(rows)} requests met an error, each explained by {by}")
 
 
-def _nobody_left(met: Sequence[FaultWindow], start_s: float, limit_s: float, workers: int) -> bool:
-    """Whether faults that a request has met were on for every worker at one moment since `start_s`, or had been within
-    the recovery limit. A fault that explains nothing is no excuse here either."""
-    able = [window for window in met if window.explains]
-    # The most are on when a request begins or just after an injection.
-    moments = [start_s, *(window.injected_s for window in able if window.injected_s > start_s)]
-    return any(
-        hit_every_worker([window for window in able if window.overlaps(moment, moment, limit_s)], workers)
-        for moment in moments
-    )
+def _nobody_left(hurt: Sequence[Hurt], start_s: float, end_s: float, workers: int) -> bool:
+    """Whether every worker was hurt at one moment of a request's life."""
+    # The most are hurt when the request begins or just after an injection.
+    moments = {start_s, *(each.start_s for each in hurt if start_s < each.start_s <= end_s)}
+    return any(hit_every_worker(hurt_at(hurt, moment), workers) for moment in moments)

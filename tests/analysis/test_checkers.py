@@ -15,6 +15,7 @@ from analysis.history import History
 from analysis.schema import EventRow, FaultRow, Gauges, Segment
 from analysis.verdict import InvariantResult, Outcome
 from tests.analysis.histories import (
+    EXPERIMENT,
     HEALED_S,
     INJECTED_S,
     MAX_TOKENS,
@@ -410,17 +411,58 @@ def test_faults_that_together_hit_every_worker_explain_that_nobody_is_left() -> 
     assert left_alone(run) is None
 
 
-def test_faults_that_are_just_healed_count_as_long_as_one_alone_would() -> None:
+SUSPECTED, READY = "worker_suspected", "worker_ready"
+OPENED, CLOSED = "breaker_opened", "breaker_closed"
+PATIENT = {"timeout": {"first_token_s": 2.0, "between_tokens_s": 1.5}}
+
+
+@pytest.mark.parametrize(
+    ("why", "healed_s", "events", "timeouts", "excused"),
+    [
+        # r150 begins at 12.0 s; the recovery limit is 6 s. worker-2 is on with it all the time.
+        ("within the limit of one another, and nobody was distrusted", 7.0, [], {}, False),
+        ("its own return was seen long before", 7.0, [(6.5, SUSPECTED), (7.5, READY)], PATIENT, False),
+        ("its own return was seen only after the request", 7.0, [(6.5, SUSPECTED), (12.5, READY)], {}, True),
+        ("its breaker closed only after the request", 7.0, [(6.5, OPENED), (12.5, CLOSED)], {}, True),
+        ("it was ready, its breaker not closed", 7.0, [(6.5, SUSPECTED), (7.5, READY), (6.6, OPENED)], {}, True),
+        ("it had not returned, and had had the limit for it", 5.5, [(5.0, SUSPECTED), (12.5, READY)], {}, False),
+        ("what the fault spoilt was known soon after", 7.0, [(8.5, OPENED), (12.5, CLOSED)], PATIENT, True),
+        ("distrusted for another reason, long after", 7.0, [(11.0, OPENED), (12.5, CLOSED)], PATIENT, False),
+        ("distrusted again at once", 7.0, [(6.5, OPENED), (8.0, CLOSED), (9.0, OPENED), (12.5, CLOSED)], PATIENT, True),
+        ("nobody saw it, and attempts may still be under way", 10.5, [], PATIENT, True),
+        ("nobody saw it, and no attempt can be under way", 9.5, [], PATIENT, False),
+    ],
+)
+def test_a_fault_that_is_healed_excuses_until_its_own_target_is_back(
+    why: str, healed_s: float, events: list[tuple[float, str]], timeouts: dict[str, Any], excused: bool
+) -> None:
     run = fresh()
-    hit(run, "worker-1", injected_s=4.0, healed_s=6.1)
-    hit(run, "worker-2", injected_s=5.0, healed_s=7.0)
-    assert left_alone(run) is None
-    run = fresh()
-    hit(run, "worker-1", injected_s=4.0, healed_s=5.9)
-    hit(run, "worker-2", injected_s=5.0, healed_s=7.0)
+    run.experiment = EXPERIMENT | {"policy": EXPERIMENT["policy"] | timeouts}
+    hit(run, "worker-1", injected_s=4.0, healed_s=healed_s)
+    hit(run, "worker-2", injected_s=5.0, healed_s=13.0)
+    for time_s, kind in events:
+        run.event("controller", time_s, kind, "worker-1")
     result = left_alone(run)
-    assert result is not None, "the recovery limit of 6 s after the first heal is over"
-    assert "r150 ended with NO_WORKERS_AVAILABLE, which no fault explains" in result.explanation
+    assert (result is None) is excused, why
+    if result is not None:
+        assert "r150 ended with NO_WORKERS_AVAILABLE, which no fault explains" in result.explanation
+
+
+def test_one_fault_after_the_other_never_left_nobody() -> None:
+    """Each within the recovery limit of the next, and each worker back before the next one was hurt."""
+    run = fresh()
+    run.change(run.find("faults")[0], injected_s=7.0, healed_s=7.5)
+    hit(run, "worker-1", injected_s=9.0, healed_s=9.5)
+    hit(run, "worker-2", injected_s=11.5, healed_s=12.5)
+    for name, start_s in (("worker-0", 7.1), ("worker-1", 9.1)):
+        run.event("controller", start_s, SUSPECTED, name)
+        run.event("controller", start_s + 0.9, READY, name)
+    for row in run.find("events", subject="worker-0"):
+        if row.time_s > 10.0:
+            run.drop(row)
+    result = left_alone(run)
+    assert result is not None
+    assert result.verdict is Outcome.FAIL
 
 
 def test_faults_that_spare_one_worker_do_not_explain_that_nobody_is_left() -> None:

@@ -264,6 +264,29 @@ def test_late_is_what_exceeds_the_prediction_by_more_than_its_tolerance(
     assert said in times.explanation()
 
 
+@pytest.mark.parametrize(
+    ("why", "at_s", "late"),
+    [
+        # Injected at 9.0 s, due after 0.8 s, noticed 1.6 s late; samples are taken every 0.5 s.
+        ("the loop stood still long before", INJECTED_S - 3.0, True),
+        ("the loop stood still between the last sign of life and the notice", INJECTED_S + 1.0, True),
+        ("the loop stood still after it had noticed", INJECTED_S + 3.5, True),
+        ("it read late what came before the injection", INJECTED_S, False),
+        ("it noticed late", INJECTED_S + 2.5, False),
+    ],
+)
+def test_a_busy_loop_is_an_excuse_only_when_it_mattered(why: str, at_s: float, late: bool) -> None:
+    run = clean_run(target="worker-2")
+    run.event("controller", INJECTED_S + 2.4, "worker_suspected", "worker-2")
+    run.event("controller", INJECTED_S + 2.6, "worker_ready", "worker-2")
+    run.change(run.find("faults")[0], predicted_detection_s=0.8, predicted_by="no heartbeat")
+    (row,) = run.find("nodes", role="controller", time_s=at_s)
+    run.change(row, loop_lag_s=1.5)
+    (times,) = fault_times(run.history())
+    assert times.late is late, why
+    assert times.tolerance_s == pytest.approx(CLOCK_TOLERANCE_S + (0.0 if late else 1.5))
+
+
 def test_predicted_measured_and_late_are_data_of_the_verdict_and_so_are_the_episodes() -> None:
     run = fresh()
     run.change(run.find("faults")[0], predicted_detection_s=0.5, predicted_by="no heartbeat")
