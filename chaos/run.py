@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import yaml
@@ -17,39 +16,27 @@ import yaml
 from analysis.history import UnreadableError
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
-from chaos.client_limits import limits_lines
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
 from chaos.faults import kinds
 from chaos.faults.listing import listing
-from chaos.guard import Stopped
-from chaos.oracle import consult
 from chaos.progress import Progress
 from chaos.publishing import PublishedProgress
 from chaos.resolve import load
 from chaos.results import ResultsDirectory
+from chaos.session import INTERRUPTED, Session, play_simulated
 from chaos.staging.command import announce, chosen_target
 from chaos.target import Target
-from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.staging import StagingWorld
-from chaos.worlds.world import HandleError, InfrastructureError, World
+from chaos.worlds.world import HandleError, InfrastructureError
 from cluster.live.ray_variables import prepare_to_join
 from workloads.capacity import CapacityUnknown, HostTooSlow, InfeasibleRate
 
 EXIT_USAGE = 2
 EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
-INTERRUPTED = "interrupted"
 WORLDS = ("live", "simulated", "staging")
 _TIMED = "timed engine: workers compute nothing and take the time that cluster.costs say; this does not measure MLX"
-
-
-class RunnableWorld(World, Protocol):
-    """A world whose rows can be merged."""
-
-    @property
-    def origin_s(self) -> float:
-        """The world's time zero on the nodes' clocks, seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,21 +129,11 @@ def _execute(
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
-        simulated = SimulatedWorld(experiment, seed, results.raw)
-        director = Director(simulated, experiment, seed, progress, results.write_plan)
-        session = _Session(simulated, director, results, progress)
-        try:
-            simulated.run(session.whole())
-        except BaseException as error:
-            # When it came from some node's turn, the session sleeps and was not told.
-            session.told(error)
-            simulated.run(session.finish())
-            if session.ended_by != INTERRUPTED:
-                raise
-    elif target is not None:
+        return play_simulated(experiment, seed, results, progress)
+    if target is not None:
         staging = StagingWorld(experiment, target, results.run_id, results.raw, results.logs)
         director = Director(staging, experiment, seed, progress, results.write_plan, staging)
-        session = _Session(
+        session = Session(
             staging, director, results, progress, lambda: staging.interrupted, world_notes=lambda: staging.notes
         )
         asyncio.run(staging.guarded(session.whole()))
@@ -166,90 +143,9 @@ def _execute(
 
         live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
         director = Director(live, experiment, seed, progress, results.write_plan)
-        session = _Session(live, director, results, progress, lambda: live.interrupted, live.clocks_ahead_s)
+        session = Session(live, director, results, progress, lambda: live.interrupted, live.clocks_ahead_s)
         asyncio.run(live.guarded(session.whole()))
     return session.ended_by
-
-
-class _Session:
-    """One run from start to tables."""
-
-    def __init__(
-        self,
-        world: RunnableWorld,
-        director: Director,
-        results: ResultsDirectory,
-        progress: PublishedProgress,
-        interrupted: Callable[[], bool] = lambda: False,
-        clocks_ahead_s: Callable[[], dict[str, float]] = dict,
-        world_notes: Callable[[], list[str]] = list,
-    ) -> None:
-        """interrupted: whether somebody has asked for the end; while the run is being ended, nothing else tells.
-
-        clocks_ahead_s: of nodes that stamp their rows by other clocks than the world's, how far those are ahead.
-        world_notes: what the world knows that a reader of the results must know too.
-        """
-        self._world_notes = world_notes
-        self._clocks_ahead_s = clocks_ahead_s
-        self._world = world
-        self._director = director
-        self._results = results
-        self._progress = progress
-        self._interrupted = interrupted
-        self._finished = False
-        self.ended_by = "the last phase"
-
-    async def whole(self) -> None:
-        """Conduct, stop, and write what is known, in every case; then raise what went wrong."""
-        try:
-            await self._director.conduct()
-        except Stopped as stopped:
-            self.ended_by = f"the guard: {stopped.reason}"
-            self._progress.note(f"STOPPED: {stopped.reason}")
-        except BaseException as error:
-            self.told(error)
-            if self.ended_by != INTERRUPTED:
-                raise
-        finally:
-            await self.finish()
-
-    def told(self, error: BaseException) -> None:
-        """Note what ended the run, if nothing has before."""
-        if not self._finished:
-            interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
-            self.ended_by = INTERRUPTED if interrupted else f"{type(error).__name__}: {error}"
-
-    async def finish(self) -> None:
-        """Stop, and write what is known; once, whoever asks for it."""
-        if self._finished:
-            return
-        self._finished = True
-        world, director, results = self._world, self._director, self._results
-        self._progress.phase("stop")
-        left = await world.stop()
-        for line in left or ():
-            self._progress.note(f"LEFT BEHIND: {line}")
-        notes = results.merge(world.origin_s, self._clocks_ahead_s())
-        environment = results.write_environment(world.environment())
-        if director.complete and not self._interrupted():
-            self._progress.phase("reference completions")
-            await consult(world, results, director.plan.every_request())
-        limits = limits_lines(environment, results.path)
-        for line in limits:
-            self._progress.note(line)
-        notes += [*director.offers, *limits, *self._world_notes()]
-        complete = director.complete
-        if self._interrupted():
-            complete, self.ended_by = False, INTERRUPTED
-        results.write_info(
-            world.invariants,
-            world.exact_tokens,
-            world.token_gap_max_nats,
-            complete=complete,
-            ended_by=self.ended_by,
-            notes=notes,
-            left_behind=left,
-        )
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 Each seed is a random plan: faults of any kind, at random nodes, times and states, over a random load in a cluster of
 random size, with the policy of the experiment; then everything is healed, and the cluster has to be whole again. It is
-played in the simulated world. A plan that breaks an invariant is made as small as possible and saved as an experiment
-file, which reproduces it there byte for byte and can be run live. What earlier searches found is tried again first.
+played in the simulated world and judged by the invariants and by signs of failures known from the field. A plan that
+breaks something is made as small as possible and saved as an experiment file, which reproduces it there byte for byte
+and can be run live. What earlier searches found is tried again first. What is found depends on the seeds, and not on
+where or beside what they are played.
 """
 
 import argparse
@@ -11,32 +13,37 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from chaos.experiment import Experiment, ExperimentError, find
 from chaos.resolve import load
+from chaos.searching.campaign import Campaign
+from chaos.searching.classes import told
+from chaos.searching.crews import Alone, Crew, Processes
 from chaos.searching.findings import Finding, Findings, FindingsError, State
-from chaos.searching.hunt import CRASH, Hunt, Signature, attempt, hunt
+from chaos.searching.hunt import attempt
 from chaos.searching.plans import Plan
 
 EXIT_FOUND = 1
 EXIT_USAGE = 2
+EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
-_STRETCH = 25
-"""Plans that a process tries before it hears what the others have found."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit code 1 when something stands that breaks an invariant, 0 when nothing does."""
+    """Run the command line. For exit codes see the parser's epilogue."""
     options = _parser().parse_args(arguments)
+    if options.address is not None and not options.on_ray:
+        return _complain("--address: expected --on-ray beside it")
     try:
         base = load(find(options.experiment), options.set, options.policy)
         findings = Findings(options.out)
+    except (ExperimentError, FindingsError) as error:
+        return _complain(str(error))
+    try:
         return _search(base, options, findings)
     except (ExperimentError, FindingsError) as error:
-        print(f"chaos.search: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _complain(str(error))
     except KeyboardInterrupt:
         print("chaos.search: interrupted; what was found is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -44,60 +51,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _search(base: Experiment, options: argparse.Namespace, findings: Findings) -> int:
     policy = Path(options.policy or "default").stem
-    for finding in [one for one in findings.known if one.policy == policy]:
-        print(_told(_again(finding, findings)), flush=True)
+    for finding in findings.of(policy):
+        print(_again(finding, findings), flush=True)
+    crew = _crew(options)
+    if isinstance(crew, str):
+        print(f"chaos.search: {crew}", file=sys.stderr)
+        return EXIT_INFRASTRUCTURE
     began_s = time.monotonic()
-    tried = _hunt_all(base, options, policy, findings)
-    stand = [one for one in findings.known if one.policy == policy and one.state.stands]
-    print(f"{tried} plans tried in {time.monotonic() - began_s:.0f} s; {len(stand)} findings stand, see {options.out}")
-    return EXIT_FOUND if stand else 0
+    campaign = Campaign(base, policy, options.seeds, options.first_seed, findings, lambda line: print(line, flush=True))
+    try:
+        campaign.run(crew)
+    finally:
+        crew.close()
+        campaign.keep()
+        print(_summary(findings.of(policy), campaign, time.monotonic() - began_s, options.out), flush=True)
+    if campaign.lost:
+        return EXIT_INFRASTRUCTURE
+    return EXIT_FOUND if any(finding.state.stands for finding in findings.of(policy)) else 0
 
 
-def _again(finding: Finding, findings: Findings) -> Finding:
-    """Play a finding of an earlier search. A file that cannot be read any more is an error."""
-    broken = attempt(Plan(load(findings.path(finding), (), None), finding.seed)).broken
-    # A plan that makes our own code raise is not mended, whatever it broke before.
-    return findings.retried(finding, finding.invariant in broken or CRASH in broken)
+def _again(finding: Finding, findings: Findings) -> str:
+    """Play a finding of an earlier search; what became of it. A file that cannot be read any more is an error."""
+    judged = attempt(Plan(load(findings.path(finding), (), None), finding.seed))
+    same = "byte for byte as before" if judged.digest == finding.digest else "with other rows than before"
+    return f"{line_of(findings.retried(finding, judged))} ({same})"
 
 
-def _hunt_all(base: Experiment, options: argparse.Namespace, policy: str, findings: Findings) -> int:
-    """Share the plans out over processes, stretch by stretch; how many were tried."""
-    first, left, tried = options.first_seed, options.seeds, 0
-    with ProcessPoolExecutor(max_workers=options.jobs) as pool:
-        running: dict[Future[Hunt], int] = {}
-        while left > 0 or running:
-            while left > 0 and len(running) < options.jobs:
-                size = min(_STRETCH, left)
-                known = _signatures(findings, policy)
-                running[pool.submit(hunt, base, size, first, known)] = size
-                first, left = first + 1, left - size
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                size, result = running.pop(future), future.result()
-                tried += result.tried
-                left += size - result.tried if result.prey is not None else 0
-                if result.prey is not None and _is_new(result, findings, policy):
-                    prey = result.prey
-                    finding = findings.add(prey.plan, policy, prey.invariant, prey.what, prey.digest)
-                    print(f"{_told(finding)} ({result.played} plays)", flush=True)
-            print(f"{tried} plans tried, {len(findings.known)} findings", flush=True)
-    return tried
+def _crew(options: argparse.Namespace) -> Crew | str:
+    """Who does it, or why nobody can."""
+    if options.on_ray:
+        from chaos.searching.on_ray import RayCrew, RayUnavailable
+
+        try:
+            return RayCrew(options.address)
+        except RayUnavailable as error:
+            return str(error)
+    return Alone() if options.jobs == 1 else Processes(options.jobs)
 
 
-def _is_new(result: Hunt, findings: Findings, policy: str) -> bool:
-    """Whether no other process has found the same meanwhile."""
-    prey = result.prey
-    assert prey is not None
-    return (prey.invariant, prey.plan.kinds) not in _signatures(findings, policy)
-
-
-def _signatures(findings: Findings, policy: str) -> list[Signature]:
-    return [(one.invariant, one.kinds) for one in findings.known if one.policy == policy and one.state.stands]
-
-
-def _told(finding: Finding) -> str:
+def line_of(finding: Finding) -> str:
+    """A finding for people."""
     mark = finding.state.value if finding.state is not State.NEW else "FOUND"
-    return f"{mark}: {' + '.join(finding.kinds)}: {finding.what}\n  {finding.file} --seed {finding.seed}"
+    needs = f"{finding.faults} fault{'s' if finding.faults > 1 else ''} ({' + '.join(finding.kinds)})"
+    return f"{mark}: {told(finding.signature.number)}: {needs}: {finding.what}\n  {finding.file} --seed {finding.seed}"
+
+
+def _summary(known: Sequence[Finding], campaign: Campaign, took_s: float, out: Path) -> str:
+    lines = [
+        f"{'class':48} {'state':9} {'faults':>6} {'after plans':>11}  file",
+        *(
+            f"{told(one.signature.number)[:48]:48} {one.state:9} {one.faults:6} {one.found_after:11}  {one.file}"
+            for one in sorted(known, key=lambda one: (one.signature.number or 99, one.file))
+        ),
+    ]
+    stand = [one for one in known if one.state.stands]
+    classes = {one.signature.number for one in stand if one.signature.number is not None}
+    said = (
+        f"{campaign.tried} plans tried in {took_s:.0f} s; {len(stand)} findings stand, of {len(classes)} known classes"
+    )
+    return "\n".join([*(lines if known else []), f"{said}, see {out}"])
+
+
+def _complain(text: str) -> int:
+    print(f"chaos.search: {text}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def _positive(text: str) -> int:
@@ -108,13 +125,20 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m chaos.search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos.search",
+        description=__doc__,
+        epilog="exit codes: 0 nothing stands that breaks anything, 1 something does, 2 usage, 5 there is no Ray, or a "
+        "part of the search was lost twice, 130 interrupted",
+    )
     parser.add_argument("experiment", help="a name of the catalogue, or a .yaml file: its policy and limits are used")
     parser.add_argument("--seeds", type=_positive, default=100, help="how many plans are tried (default 100)")
     parser.add_argument("--first-seed", type=_positive, default=1, help="other ones give other plans")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--on-ray", action="store_true", help="spread the search over a Ray cluster, begun here")
+    parser.add_argument("--address", help="of --on-ray: a running Ray cluster to join, instead of starting one here")
     parser.add_argument("--out", type=Path, default=Path("results/search"), help="where findings are kept")
     return parser
 

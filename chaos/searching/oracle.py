@@ -1,4 +1,7 @@
-"""What became of a plan: played in the simulated world, judged by the invariants alone."""
+"""What became of a plan: played in the simulated world, judged by the invariants and by the signs of known failures.
+
+While faults strike, nothing wrong may happen; once all is healed, the cluster has to come back.
+"""
 
 import hashlib
 import tempfile
@@ -6,22 +9,25 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.history import History
 from analysis.judge import judge
 from analysis.reader import load_history
-from analysis.verdict import Outcome, Verdict
-from chaos import oracle
-from chaos.director import Director
+from analysis.verdict import Outcome
 from chaos.progress import Snapshot
 from chaos.results import ResultsDirectory
+from chaos.searching.breach import Breach
 from chaos.searching.plans import Plan
-from chaos.worlds.simulated import SimulatedWorld
+from chaos.searching.symptoms import symptoms
+from chaos.session import INTERRUPTED, play_simulated
 from chaos.worlds.world import InfrastructureError
+
+_FOLLOWS_FROM_OFF_THE_BUS = ("invariant 7", "invariant 9")
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """broken: by the number of each invariant that was broken, what happened first. digest: of all rows, SHA-256."""
+    """breaches: what was broken, that of a known failure first. digest: of all rows, SHA-256."""
 
-    broken: dict[int, str]
+    breaches: tuple[Breach, ...]
     digest: str
 
 
@@ -40,45 +46,31 @@ def consult(plan: Plan) -> Judged:
     """Play it. What our own code raises is not caught: a plan that makes it raise is a finding as well."""
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
         results = ResultsDirectory(Path(folder), plan.experiment, "simulated", plan.seed)
-        _play(plan, results)
-        verdict = judge(load_history(results.path))
-        return Judged(_broken(verdict), _digest(results.raw))
-
-
-def _play(plan: Plan, results: ResultsDirectory) -> None:
-    world = SimulatedWorld(plan.experiment, plan.seed, results.raw)
-    director = Director(world, plan.experiment, plan.seed, _Silent(), results.write_plan)
-
-    async def whole() -> None:
         try:
-            await director.conduct()
-        finally:
-            await world.stop()
-            results.merge(world.origin_s)
-            results.write_environment(world.environment())
-            await oracle.consult(world, results, director.plan.every_request())
-
-    try:
-        world.run(whole())
-    except InfrastructureError as error:
-        # Without a fault there is nothing that could keep a simulated cluster from coming up.
-        raise AssertionError(f"the simulated cluster did not come up: {error}") from error
-    results.write_info(
-        world.invariants,
-        world.exact_tokens,
-        world.token_gap_max_nats,
-        complete=director.complete,
-        ended_by="the last phase",
-        notes=[],
-    )
+            ended_by = play_simulated(plan.experiment, plan.seed, results, _Silent())
+        except InfrastructureError as error:
+            # Without a fault there is nothing that could keep a simulated cluster from coming up.
+            raise AssertionError(f"the simulated cluster did not come up: {error}") from error
+        if ended_by == INTERRUPTED:
+            raise KeyboardInterrupt
+        return Judged(tuple(breaches(load_history(results.path), plan.kinds)), _digest(results.raw))
 
 
-def _broken(verdict: Verdict) -> dict[int, str]:
-    return {
-        invariant.number: f"{invariant.name}: {invariant.explanation}"
-        for invariant in verdict.invariants
-        if invariant.verdict is Outcome.FAIL
-    }
+def breaches(history: History, kinds: tuple[str, ...]) -> list[Breach]:
+    """All that a recorded run shows, the signs of known failures before the invariants. kinds: of its faults.
+
+    A check that had to be made and could not be counts as broken, as in every verdict.
+    """
+    signs = symptoms(history)
+    broken = [
+        Breach(f"invariant {each.number}", f"{each.name}: {each.explanation}", kinds)
+        for each in judge(history).invariants
+        if each.verdict is Outcome.FAIL
+    ]
+    if any(sign.by == "off_the_bus" for sign in signs):
+        # Whatever else is missing is missing because of that.
+        broken = [each for each in broken if each.by not in _FOLLOWS_FROM_OFF_THE_BUS]
+    return [*signs, *broken]
 
 
 def _digest(raw: Path) -> str:

@@ -12,24 +12,33 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from chaos import faults
-from chaos.experiment import BROKER, Experiment, FaultSpec, GuardSpec, PhaseSpec, Trigger
+from chaos.experiment import BROKER, ClusterSpec, Experiment, FaultSpec, GuardSpec, PhaseSpec, Trigger
 from chaos.faults.terms import Terms
 from chaos.resolve import refusal
+from cluster.engine.timed import StepCosts
 from workloads.spec import WorkloadSpec
 
 FAULTS_MAX = 3
-SAFETY_S = 24.0
-"""The phase in which faults strike."""
+_START_S_MAX = 10
+_SAFETY_S = 40.0
+"""How long faults may strike at most; a plan takes no longer than its own need."""
 _CALM_S = 8.0
 """Of the liveness phase, beyond the recovery limit."""
 _BASELINE, _SAFETY, _LIVENESS = "baseline", "fault", "recovery"
 _STRUCK_BY_DESIGN = ("wrong_token",)
 """Kinds that break an invariant on purpose."""
-_DURATION_MAX_S = 14
+_DURATION_MAX_S = 28
+"""Longer than a client that counts its attempts to reconnect may last."""
 _WITHIN_S = 4.0
+_BASELINE_S = 6.0
+_LOAD_SHARE_MAX = 0.4
+"""Of what the workers can do: more would be refused without any fault."""
+_LONG_PROMPT = 512
 _TTL_S = 120.0
 
 Options = dict[str, float | int | str | bool]
+_Spike = tuple[int, int, int]
+"""Seconds into the phase in which faults strike, seconds that it lasts, and how many times the rate it is."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -48,17 +57,17 @@ class Plan(msgspec.Struct, frozen=True):
 def plans(draw: st.DrawFn, base: Experiment) -> Plan:
     """Plans for the cluster and the policy of an experiment; its own faults and load are not used."""
     cluster = replace(
-        base.cluster, workers=draw(st.integers(1, 4)), controllers=draw(st.sampled_from([1, 1, 2])), hosts=1
+        base.cluster,
+        workers=draw(st.integers(1, 4)),
+        controllers=draw(st.sampled_from([1, 1, 2])),
+        hosts=1,
+        costs=replace(StepCosts(), step_s=draw(st.sampled_from([0.01, 0.03, 0.0025]))),
     )
     bare = replace(
         base,
         cluster=cluster,
-        workload=draw(_workloads()),
-        phases={
-            _BASELINE: PhaseSpec(duration_s=6.0),
-            _SAFETY: PhaseSpec(duration_s=SAFETY_S + _WITHIN_S),
-            _LIVENESS: PhaseSpec(duration_s=base.recovery_limit_s + _CALM_S),
-        },
+        workload=draw(_workloads(cluster, base.policy.worker.batch_max)),
+        phases=_phases(_SAFETY_S, base),
         baseline_phase=_BASELINE,
         recovery_phase=_LIVENESS,
         steady_state={name: each for name, each in base.steady_state.items() if each.phase is None},
@@ -69,29 +78,67 @@ def plans(draw: st.DrawFn, base: Experiment) -> Plan:
         comparison=None,
     )
     several = draw(st.lists(_fault(bare), min_size=1, max_size=FAULTS_MAX))
-    whole = replace(bare, faults={f"{fault.kind}_{number}": fault for number, fault in enumerate(several, start=1)})
+    safety_s = max(fault.start_s + fault.duration_s for fault in several) + _WITHIN_S
+    whole = replace(
+        bare,
+        phases=_phases(safety_s, base),
+        faults={f"{fault.kind}_{number}": fault for number, fault in enumerate(several, start=1)},
+    )
     if refusal(whole) is not None:
         reject()
     return Plan(whole, draw(st.integers(1, 1_000_000)))
 
 
-def _workloads() -> st.SearchStrategy[WorkloadSpec]:
-    return st.builds(
-        lambda rate, arrivals, sessions, turns, prompt, output: WorkloadSpec(
+def _phases(safety_s: float, base: Experiment) -> dict[str, PhaseSpec]:
+    return {
+        _BASELINE: PhaseSpec(duration_s=_BASELINE_S),
+        _SAFETY: PhaseSpec(duration_s=safety_s),
+        _LIVENESS: PhaseSpec(duration_s=base.recovery_limit_s + _CALM_S),
+    }
+
+
+def _workloads(cluster: ClusterSpec, batch_max: int) -> st.SearchStrategy[WorkloadSpec]:
+    """Chats, long ones and short ones, at a steady rate or with a spike while faults strike."""
+
+    def made(
+        rate: int,
+        arrivals: Any,
+        sessions: int,
+        turns: int,
+        prompt: int,
+        output: int,
+        spike: tuple[int, int, int] | None,
+    ) -> WorkloadSpec:
+        per_s = max(1.0, min(rate, _LOAD_SHARE_MAX * _capacity_per_s(cluster, batch_max, output)))
+        begins_s, lasts_s, factor = spike or (0, 0, 1)
+        at_s = _BASELINE_S + begins_s
+        return WorkloadSpec(
             arrivals=arrivals,
-            rate=f"{rate}/s",
+            rate=f"{per_s:.3g}/s",
+            steps=((at_s, float(factor)), (at_s + lasts_s, 1.0)) if spike else (),
             sessions=sessions,
             turns_max=turns,
             prompt_tokens=(4, prompt),
             output_tokens=(4, output),
-        ),
+        )
+
+    return st.builds(
+        made,
         st.integers(4, 24),
         st.sampled_from(["constant", "poisson"]),
         st.integers(1, 24),
         st.integers(1, 6),
-        st.integers(8, 96),
+        st.one_of(st.integers(8, 96), st.just(_LONG_PROMPT)),
         st.integers(8, 48),
+        st.one_of(st.none(), st.tuples(st.integers(0, 10), st.integers(1, 4), st.integers(2, 4))),
     )
+
+
+def _capacity_per_s(cluster: ClusterSpec, batch_max: int, output: int) -> float:
+    """Requests per second with full batches, prompts left out."""
+    costs = cluster.costs
+    step_s = costs.step_s + batch_max * costs.decode_each_s
+    return cluster.workers * batch_max / (step_s * (4 + output) / 2)
 
 
 @st.composite
@@ -106,7 +153,7 @@ def _fault(draw: st.DrawFn, bare: Experiment) -> FaultSpec:
         targets=targets,
         duration_s=float(duration_s),
         ttl_s=_TTL_S,
-        start_s=draw(st.integers(0, 2 * int(SAFETY_S - duration_s))) / 2,
+        start_s=draw(st.integers(0, 2 * _START_S_MAX)) / 2,
         when=draw(_triggers(targets)),
         mode=draw(st.sampled_from(terms.modes)) if terms.modes else None,
         options=draw(_OPTIONS.get(kind, st.just({}))),
