@@ -151,6 +151,9 @@ class Experiment(_Section, frozen=True):
     baseline_phase: str = "baseline"
     recovery_phase: str = "recovery"
 
+    def __post_init__(self) -> None:
+        demand_finite(self)
+
     def latency_limits_s(self) -> dict[str, float]:
         """By phase, the lowest limit that an expectation sets the latency of its requests, seconds."""
         limits_s: dict[str, float] = {}
@@ -163,9 +166,6 @@ class Experiment(_Section, frozen=True):
 
     def controller_names(self) -> list[str]:
         """The controllers: `controller` where there is only one."""
-    def __post_init__(self) -> None:
-        demand_finite(self)
-
         count = self.cluster.controllers
         return ["controller"] if count == 1 else [f"controller-{number}" for number in range(count)]
 
