@@ -19,14 +19,20 @@ class Blocks:
         self._experiment = experiment
         self._blocks = blocks
         self._job: Job | None = None
+        self._failed: Exception | KeyboardInterrupt | None = None
 
     def begin(self) -> None:
         """Begin to wait for the first block."""
         if self._blocks:
             self._job = self._world.spawn(self._walk())
 
+    def check(self) -> None:
+        """Raises what has gone wrong with the walk."""
+        if self._failed is not None:
+            raise self._failed
+
     async def finish(self) -> None:
-        """Wait for the end of the last block; raises what went wrong."""
+        """Wait for the end of the last block; what went wrong is for `check` to say."""
         if self._job is not None:
             await self._job
 
@@ -36,6 +42,13 @@ class Blocks:
             self._job.cancel()
 
     async def _walk(self) -> None:
+        try:
+            await self._walk_through()
+        except (Exception, KeyboardInterrupt) as error:
+            # Nobody waits for this job before the end. On virtual time Ctrl-C may come in its turn.
+            self._failed = error
+
+    async def _walk_through(self) -> None:
         world = self._world
         for block in self._blocks:
             await world.sleep(block.prepare_s - world.now())

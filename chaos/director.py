@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from analysis.schema import EventRow
 from chaos.arms import Blocks
 from chaos.experiment import Experiment
-from chaos.guard import Guard, Stopped
+from chaos.guard import Guard
 from chaos.injector import HouseRules, Injector
+from chaos.lookout import Lookout
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
 from workloads.arms import ArmsTask, Offer, plan_arms
@@ -62,44 +63,66 @@ class Director:
         watcher: Watcher,
         planned: Callable[[LoadPlan], None] = lambda plan: None,
         rules: HouseRules | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
-        """planned: told of the load before any of it is offered. rules: None where the cluster is ours."""
+        """planned: told of the load before any of it is offered. rules: None where the cluster is ours.
+
+        capacity: by which rates go, instead of what the probe measures here.
+        """
         self._world = world
         self._experiment = experiment
         self._seed = seed
         self._watcher = watcher
         self._planned = planned
         self._rules = rules
-        self._guard = Guard(experiment.guard, experiment.worker_names())
-        self._injector = Injector(world, experiment, self._guard, seed, watcher, rules)
+        self._known = capacity
+        self.measured: Capacity | None = None
+        guard = Guard(experiment.guard, experiment.worker_names())
+        self._injector = Injector(world, experiment, guard, seed, watcher, rules)
         self._offers: dict[str, str] = {}
         self._blocks = Blocks(world, experiment, ())
+        self._lookout = Lookout(world, guard, (self._injector.check, lambda: self._blocks.check()), self._show)
+        self._phase = ""
+        self._phase_ends_s: float | None = None
+        self._loaded = False
         self.plan = LoadPlan(())
         self.rate: ResolvedRate | None = None
         self.complete = False
 
     async def conduct(self) -> None:
-        """Run everything. Whatever ends it, what was injected is healed before this returns or raises."""
-        world, experiment = self._world, self._experiment
-        self._watcher.phase("start")
-        await world.start()
-        await self._plan_load()
-        self._planned(self.plan)
-        await world.begin_load(self.plan)
+        """Run everything. Whatever ends it, what was injected is healed before this returns or raises.
+
+        Raises Stopped when the guard ends it, and what went wrong in whatever goes on beside it.
+        """
         try:
-            await self._walk_through_phases()
-            self._watcher.phase("drain")
-            drained = await world.finish_load(experiment.policy.client.deadline_s + _DRAIN_SLACK_S)
-            self._event("run_ended", detail="" if drained else "some requests had not ended")
+            await self._lookout.keep(self._play)
             self.complete = True
-            # Whether levels are back at their base is seen by what nodes say of themselves once nothing is left to do.
-            await world.sleep(_SETTLE_S)
         finally:
             self._blocks.end()
             healed = await self._injector.end()
-            if not self.complete:
+            if self._injector.stopped is not None:
+                self._lookout.tell(self._injector.stopped)
+            if self._loaded and not self.complete:
                 said = "everything injected is healed" if healed else "NOT EVERY heal is proved"
                 self._watcher.note(f"stopping: {said}, closing down the cluster and writing what there is")
+
+    async def _play(self) -> None:
+        world = self._world
+        self._watcher.phase("start")
+        await world.start()
+        self._lookout.check()
+        await self._plan_load()
+        self._lookout.check()
+        self._planned(self.plan)
+        await world.begin_load(self.plan)
+        self._loaded = True
+        await self._walk_through_phases()
+        self._enter("drain")
+        drained = await world.finish_load(self._experiment.policy.client.deadline_s + _DRAIN_SLACK_S)
+        self._event("run_ended", detail="" if drained else "some requests had not ended")
+        # Whether levels are back at their base is seen by what nodes say of themselves once nothing is left to do.
+        await world.sleep(_SETTLE_S)
+        self._lookout.check()
 
     async def _plan_load(self) -> None:
         spec, policy = self._experiment.workload, self._experiment.policy
@@ -135,7 +158,8 @@ class Director:
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
         prompts = [(request.prompt, request.max_tokens) for request in sample]
-        return estimate_capacity(await self._world.probe(plan, prompts), plan)
+        self.measured = estimate_capacity(await self._world.probe(plan, prompts), plan)
+        return self._known or self.measured
 
     async def _warm_workers(self) -> None:
         """A worker that loads nothing beforehand loads now, or the probe would measure its load."""
@@ -193,8 +217,9 @@ class Director:
         self._event("run_started", detail=next(iter(self.offers), "").removeprefix("offering "))
         start_s = 0.0
         self._blocks.begin()
+        self._lookout.begin_to_look()
         for name, phase in self._experiment.phases.items():
-            self._watcher.phase(name, phase.duration_s)
+            self._enter(name, start_s, phase.duration_s)
             if name in self._offers:
                 self._watcher.note(f"{name}: {self._offers[name]}")
             self._boundary("phase_started", name, start_s, self._offers.get(name, ""))
@@ -202,21 +227,20 @@ class Director:
             start_s += phase.duration_s
             while (left_s := start_s - world.now()) > _MOMENT_S:
                 await world.sleep(min(_TICK_S, left_s))
-                await self._show(name, start_s - world.now())
+                self._lookout.check()
             self._boundary("phase_ended", name, start_s)
         await self._injector.finish()
         await self._blocks.finish()
+        self._lookout.check()
 
-    async def _show(self, phase: str, left_s: float) -> None:
-        snapshot = await self._world.look()
-        faults = self._injector.in_force()
-        self._watcher.update(replace(snapshot, phase=phase, left_s=max(0.0, left_s), faults=faults))
-        try:
-            self._injector.check()
-            self._guard.check(snapshot)
-        except Stopped as stopped:
-            self._event("guard", stopped.by, stopped.reason)
-            raise
+    def _enter(self, phase: str, start_s: float = 0.0, duration_s: float | None = None) -> None:
+        self._phase, self._phase_ends_s = phase, None if duration_s is None else start_s + duration_s
+        self._watcher.phase(phase, duration_s)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        ends_s, faults = self._phase_ends_s, self._injector.in_force()
+        left_s = None if ends_s is None else max(0.0, ends_s - self._world.now())
+        self._watcher.update(replace(snapshot, phase=self._phase, left_s=left_s, faults=faults))
 
     def _boundary(self, kind: str, phase: str, at_s: float, detail: str = "") -> None:
         """A phase begins or ends when it was to, as its load does, and not when we came to say so.

@@ -89,10 +89,21 @@ class Trigger(_Section, frozen=True):
 class GuardSpec(_Section, frozen=True):
     """How far a run may hurt the cluster, and when it must stop.
 
-    targets_max: how many nodes may be under a fault at once. last_worker: whether no healthy worker need be left. The
-    run stops when more than `error_share_max` of the requests that ended in the last `window_s` have failed (of
-    `requests_min` at least), when the recent p99 latency is above `latency_p99_s_max`, as soon as `stop_file` exists,
-    and with `stop_when_unrecovered` when a heal is not proven. All are looked at every half second at least.
+    targets_max: how many nodes may be under a fault at once. last_worker: whether no healthy worker need be left;
+    healthy is whom a controller has called ready within the last `liveness_age_s_max` seconds and no fault has struck
+    since. From before the cluster starts until all is over the run stops as soon as `stop_file` exists, and with
+    `stop_when_unrecovered` when a heal is not proven; both are looked at four times a second. From the first request to
+    the end it stops, looked at twice a second, on two conditions over the last `window_s` seconds of the load:
+
+    error_share_max: more than this share of the requests that ended did not complete. A refused request counts as one
+    that did not, and so does one in flight beyond its deadline; a cancelled one does not count at all.
+    latency_p99_s_max: above it is the 99th percentile, over the requests that completed or failed and those in flight,
+    of the seconds from the time a request was to be sent until its end, or until now where it has none: so a cluster
+    that hangs is noticed before any request has ended. No client waits longer than `policy.client.deadline_s`, so a
+    limit above that is never met.
+
+    Either says nothing of fewer than `requests_min` requests. The window stands still while nothing is asked, and holds
+    the last 20,000 ended requests of each client at most.
     """
 
     targets_max: Positive | None = None
@@ -103,6 +114,7 @@ class GuardSpec(_Section, frozen=True):
     requests_min: Positive = 20
     stop_when_unrecovered: bool = False
     stop_file: str | None = None
+    liveness_age_s_max: Seconds = 30.0
 
 
 class FaultSpec(_Section, frozen=True):

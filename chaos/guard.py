@@ -1,6 +1,5 @@
 """The guard: how far a run may hurt the cluster, and when it has to stop."""
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,52 +18,76 @@ class Stopped(Exception):
 
 
 class Guard:
-    """Asked before every injection and after every look at the cluster. It waits for nobody and reads one file."""
+    """Asked before every injection, and again and again while a run goes on. It waits for nobody and reads one file."""
 
     def __init__(self, spec: GuardSpec, workers: Sequence[str]) -> None:
         """workers: all of the cluster."""
         self._spec = spec
         self._workers = workers
-        self._seen: deque[Snapshot] = deque(maxlen=1_000)
+        self._heard: dict[str, tuple[str, float]] = {}
 
-    def forbids(self, targets: Collection[str], hurt: Collection[str], liveness: Mapping[str, str]) -> str | None:
+    def heard(self, liveness: Mapping[str, str], now: float) -> None:
+        """What a controller says of the workers that it knows; nothing when none answers. now: seconds."""
+        self._heard.update({worker: (state, now) for worker, state in liveness.items()})
+
+    def struck(self, nodes: Collection[str]) -> None:
+        """A fault has had them: what was said of them before it holds no longer."""
+        for node in nodes:
+            self._heard.pop(node, None)
+
+    def forbids(self, targets: Collection[str], hurt: Collection[str], now: float | None) -> str | None:
         """Why a fault may not strike now, None if it may.
 
-        hurt: targets of the faults in force. liveness: of each worker as a controller sees it, empty when none answers.
+        hurt: targets of the faults in force. now: on the clock of `heard`; None where no controller can be asked,
+        before a run or at somebody else's cluster: then all that is not hurt is taken to be healthy.
         """
-        most = self._spec.targets_max
+        spec = self._spec
         together = {*targets, *hurt}
-        if most is not None and len(together) > most:
-            return f"{len(together)} nodes would be under a fault at once, guard.targets_max is {most}"
-        if self._spec.last_worker or not any(role_of(target) == "worker" for target in targets):
+        if spec.targets_max is not None and len(together) > spec.targets_max:
+            return f"{len(together)} nodes would be under a fault at once, guard.targets_max is {spec.targets_max}"
+        if spec.last_worker or not any(role_of(target) == "worker" for target in targets):
             return None
         left = [worker for worker in self._workers if worker not in together]
-        healthy = [worker for worker in left if liveness.get(worker, "ready") == "ready"]
-        if not healthy:
-            return "no healthy worker would be left; guard.last_worker: true allows that"
-        return None
+        states = ["ready" if now is None else self._state(worker, now) for worker in left]
+        if "ready" in states:
+            return None
+        allows = "guard.last_worker: true allows that"
+        if None in states:
+            age_s = spec.liveness_age_s_max
+            told = f"no controller says which workers are healthy (guard.liveness_age_s_max is {age_s:g} s)"
+            return f"{told}, so that perhaps none would be left; {allows}"
+        return f"no healthy worker would be left; {allows}"
 
     def unrecovered(self, fault: str) -> None:
         """A heal is not proven. Raises Stopped when that ends the run."""
         if self._spec.stop_when_unrecovered:
             raise Stopped("stop_condition", f"the heal of {fault} is not proven")
 
+    def heed(self) -> None:
+        """Raises Stopped when somebody asks for the end."""
+        file = self._spec.stop_file
+        if file is None:
+            return
+        try:
+            there = Path(file).exists()
+        except OSError as error:
+            # Whoever has made it may be asking for the end.
+            raise Stopped("stop_file", f"{file} cannot be looked at: {error.strerror}") from error
+        if there:
+            raise Stopped("stop_file", f"{file} exists")
+
     def check(self, snapshot: Snapshot) -> None:
-        """Raises Stopped when somebody asks for the end, or a stop condition is met."""
+        """Raises Stopped when a stop condition is met, see GuardSpec."""
         spec = self._spec
-        if spec.stop_file is not None and Path(spec.stop_file).exists():
-            raise Stopped("stop_file", f"{spec.stop_file} exists")
-        self._seen.append(snapshot)
-        while len(self._seen) > 1 and self._seen[1].elapsed_s <= snapshot.elapsed_s - spec.window_s:
-            self._seen.popleft()
-        first = self._seen[0]
-        bad = snapshot.failed + snapshot.refused - first.failed - first.refused
-        ended = bad + snapshot.completed - first.completed
-        share = bad / ended if ended >= spec.requests_min else 0.0
-        if spec.error_share_max is not None and share > spec.error_share_max:
-            told = f"{share:.0%} of {ended} requests failed in {spec.window_s:g} s"
+        bad, ended = snapshot.bad_lately, snapshot.ended_lately
+        if spec.error_share_max is not None and ended >= spec.requests_min and bad > spec.error_share_max * ended:
+            told = f"{bad / ended:.0%} of {ended} requests failed in {spec.window_s:g} s"
             raise Stopped("stop_condition", f"{told}, guard.error_share_max is {spec.error_share_max:.0%}")
-        p99_s = snapshot.latency_p99_s
-        if spec.latency_p99_s_max is not None and p99_s is not None and p99_s > spec.latency_p99_s_max:
-            most_s = spec.latency_p99_s_max
-            raise Stopped("stop_condition", f"p99 latency is {p99_s:.2f} s, guard.latency_p99_s_max is {most_s:g} s")
+        most_s, p99_s = spec.latency_p99_s_max, snapshot.waited_p99_s
+        if most_s is not None and p99_s is not None and snapshot.waited >= spec.requests_min and p99_s > most_s:
+            told = f"p99 latency is {p99_s:.2f} s over {snapshot.waited} requests that ended in {spec.window_s:g} s"
+            raise Stopped("stop_condition", f"{told} or are in flight, guard.latency_p99_s_max is {most_s:g} s")
+
+    def _state(self, worker: str, now: float) -> str | None:
+        state, said_s = self._heard.get(worker, (None, now))
+        return state if now - said_s <= self._spec.liveness_age_s_max else None

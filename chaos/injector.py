@@ -1,9 +1,9 @@
 """The injector: carries each fault of an experiment out, from its time to the proof that it is gone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from analysis.schema import FaultRow
 from chaos import faults, timing
@@ -65,10 +65,18 @@ class Injector:
         self._begun: list[_Injection] = []
         self._active: list[_Injection] = []
         self._jobs: list[Job] = []
-        self._stopped: Stopped | None = None
+        self._ended = False
+        self._failed: Exception | KeyboardInterrupt | None = None
+        self.stopped: Stopped | None = None
+        """Why a heal that is not proven has to end the run, None if it has not."""
 
     def begin(self, phase: str, start_s: float) -> None:
-        """Let the faults of a phase strike at their times; the phase begins at the world's time `start_s`."""
+        """Let the faults of a phase strike at their times; the phase begins at the world's time `start_s`.
+
+        None of them strikes after `end`.
+        """
+        if self._ended:
+            return
         nodes = self._experiment.node_names()
         for name, spec in self._experiment.faults.items():
             if spec.phase != phase:
@@ -83,7 +91,7 @@ class Injector:
                 hurt = self._experiment.hurt_with(spec.targets)
                 fault = faults.make(spec, nodes) if rules is None else rules.make(spec)
                 injection = _Injection(label, spec, hurt, fault, prediction)
-                self._jobs.append(self._world.spawn(self._carry_out(injection, start_s + offset_s)))
+                self._jobs.append(self._world.spawn(self._guarded(self._carry_out(injection, start_s + offset_s))))
 
     def in_force(self) -> list[str]:
         """Kind, mode and targets of the faults in force, for people."""
@@ -91,27 +99,43 @@ class Injector:
         return [f"{injection.spec.kind} {injection.aim}" for injection in struck]
 
     def check(self) -> None:
-        """Raises Stopped when a heal that is not proven has to end the run."""
-        if self._stopped is not None:
-            raise self._stopped
+        """Raises what has gone wrong with a fault, and Stopped when a heal that is not proven has to end the run."""
+        if self._failed is not None:
+            raise self._failed
+        if self.stopped is not None:
+            raise self.stopped
 
     async def finish(self) -> None:
-        """Wait until every fault has come and gone. Raises what went wrong with one."""
+        """Wait until every fault has come and gone; what went wrong with one is for `check` to say."""
         for job in self._jobs:
             await job
 
     async def end(self) -> bool:
         """Heal everything that has begun; a fault whose time had not come does not begin any more.
 
-        All at once, so that no heal waits for the proof of another. Returns whether each is proved.
+        All at once, so that no heal waits for the proof of another. Returns whether each is proved. Raises what went
+        wrong with one that was healed here, once all others are healed.
         """
+        self._ended = True
         for job in self._jobs:
             job.cancel()
+        before, self._failed = self._failed, None
         # What a job was healing when it was cancelled may be half healed: it is healed again.
-        heals = [self._world.spawn(self._heal(injection, _HASTY_HEAL_S)) for injection in self._begun]
+        begun = [injection for injection in self._begun if not injection.over]
+        heals = [self._world.spawn(self._guarded(self._heal(injection, _HASTY_HEAL_S))) for injection in begun]
         for heal in heals:
             await heal
+        if self._failed is not None:
+            raise self._failed
+        self._failed = before
         return all(injection.healed for injection in self._begun)
+
+    async def _guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coroutine
+        except (Exception, KeyboardInterrupt) as error:
+            # Nobody waits for this job before the end: `check` says it. On virtual time Ctrl-C may come in its turn.
+            self._failed = self._failed or error
 
     async def _carry_out(self, injection: "_Injection", due_s: float) -> None:
         """The life of one strike: wait, inject, prove, keep up, heal, prove."""
@@ -119,6 +143,8 @@ class Injector:
         refused = await self._ask_permission(injection, due_s)
         await world.sleep(due_s - world.now())
         refused = refused or await self._await_moment(injection)
+        if self._ended:
+            return
         if refused is not None:
             self._notes.note(f"NOT INJECTED: {spec.kind} {injection.aim}: {refused}; the run will be invalid")
             injection.bite = Evidence(False, {"not_injected": refused})
@@ -161,10 +187,12 @@ class Injector:
                 seen = await timing.wait_for(world, spec.when, injection.hurt)
             except timing.NeverReached as error:
                 return str(error)
-        liveness = (await world.look()).workers
+        self._guard.heard((await world.look()).workers, world.clock())
+        # Of somebody else's cluster no controller tells us anything; its owner has permitted the fault.
+        now = world.clock() if self._rules is None else None
         # Looked at and taken in one step: two faults that wait for one state must not both find the last place free.
         hurt = [target for other in self._active for target in other.hurt]
-        refused = self._guard.forbids(injection.hurt, hurt, liveness)
+        refused = self._guard.forbids(injection.hurt, hurt, now)
         if refused is None:
             self._active.append(injection)
             controllers = self._experiment.controller_names()
@@ -177,6 +205,7 @@ class Injector:
             return
         if injection in self._active:
             self._active.remove(injection)
+            self._guard.struck(injection.hurt)
         try:
             await injection.fault.heal(world)
             injection.healed_s = world.clock()
@@ -194,7 +223,7 @@ class Injector:
             try:
                 self._guard.unrecovered(f"{injection.spec.kind} {injection.aim}")
             except Stopped as stopped:
-                self._stopped = stopped
+                self.stopped = self.stopped or stopped
 
 
 class _Injection:

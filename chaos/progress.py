@@ -39,8 +39,10 @@ _COLOURS = {
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """How a run stands. Seconds since the run began, seconds left of the phase (None: nobody knows), and counts.
 
-    latency_*: of completed requests in the recent past, None without any. workers and breakers: node to state.
-    faults: names of those in force.
+    latency_*: of requests that completed in the last `guard.window_s` seconds, None without any. workers and breakers:
+    node to state. faults: names of those in force.
+    What the guard judges, see workloads.lately: ended_lately and bad_lately count the ended requests of the window and
+    those that are overdue; waited_p99_s is over `waited` requests, ended or in flight, None without any.
     """
 
     elapsed_s: float
@@ -53,7 +55,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     latency_p50_s: float | None = None
     latency_p95_s: float | None = None
-    latency_p99_s: float | None = None
+    ended_lately: int = 0
+    bad_lately: int = 0
+    waited: int = 0
+    waited_p99_s: float | None = None
     workers: dict[str, str] = {}
     breakers: dict[str, str] = {}
     faults: list[str] = []

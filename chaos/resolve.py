@@ -180,7 +180,7 @@ def _check_guard(experiment: Experiment) -> None:
             if other is not fault and other_phase == phase and other_s <= start_s < end_s
             for target in experiment.hurt_with(other.targets)
         ]
-        refused = guard.forbids(experiment.hurt_with(fault.targets), hurt, {})
+        refused = guard.forbids(experiment.hurt_with(fault.targets), hurt, None)
         if refused is not None:
             raise _Wrong(f"faults.{name}.targets", refused)
 

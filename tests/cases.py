@@ -72,6 +72,8 @@ MOMENTS: dict[str, tuple[str, float]] = {
 }
 # By then all has been recorded, and known completions take no time: the signal may find the report being written.
 MAY_BE_COMPLETE = ("references",)
+STOPPED_AT = ("start", "capacity_probe", "drain")
+STOP_S_MAX = 1.0
 # Phases of which 12 s are enough when nothing is done in them.
 SABOTAGED = {
     serving_cases.PROCESSES: (
@@ -125,6 +127,10 @@ def cases() -> list[Case]:
             partial(_interrupted, moment=name),
         )
         for name in MOMENTS
+    ]
+    found += [
+        Case(f"stop_file_{name}", "exit 3, incomplete, heeded within 1 s, nothing left", partial(_stopped, moment=name))
+        for name in STOPPED_AT
     ]
     found += [Case(f"kill_9_{name}", "nothing left", partial(_killed, moment=name)) for name in KILLED_AT]
     found.append(Case("kill_9_toxiproxy_stays", f"proxies gone within {TTL_S:g} s", _killed_beside_a_toxiproxy))
@@ -342,6 +348,37 @@ def _interrupted(out: Path, moment: str) -> Outcome:
     if verdict is not None and any(fault.healed_s is None for fault in verdict.faults):
         problems.append("a fault is not healed")
     figures = f"ended {ended_s:.1f} s after the signal, last process gone {gone_s:.1f} s later"
+    return _outcome(code, run, verdict, problems, figures)
+
+
+def _stopped(out: Path, moment: str) -> Outcome:
+    """Somebody makes the stop file while the run waits for something that takes long."""
+    problems: list[str] = []
+    file = out.resolve() / "stop"
+    with Run(_settings((*SHORT, f"guard.stop_file={file}")), out) as run:
+        _reach(run, moment, problems)
+        file.touch()
+        asked_s = time.monotonic()
+        if not run.await_line(r"^STOPPED: .* exists$", END_S_MAX):
+            problems.append("it never said that it was stopped")
+        heeded_s = time.monotonic() - asked_s
+        code = run.wait(END_S_MAX)
+        ended_s = time.monotonic() - asked_s
+        alive, gone_s = run.left()
+    problems += [f"left running: {line}" for line in alive]
+    if heeded_s > STOP_S_MAX:
+        problems.append(f"heeded only after {heeded_s:.2f} s")
+    if code != 3:
+        problems.append(f"exit code {code}")
+    if any("Traceback" in line for line in run.errors):
+        problems.append("a traceback on standard error")
+    problems += _undo_left(run)
+    verdict = _verdict(run, problems)
+    if run.results is not None:
+        problems += [f"no {name}" for name in contract.missing(run.results)]
+    if verdict is None or verdict.complete:
+        problems.append("the results are not marked incomplete")
+    figures = f"heeded after {heeded_s:.2f} s, ended after {ended_s:.1f} s, last process gone {gone_s:.1f} s later"
     return _outcome(code, run, verdict, problems, figures)
 
 

@@ -25,10 +25,10 @@ class GeneratorActor(NodeActor):
         """Keep a plan, whose way here takes its time, until `begin`."""
         self._plan = plan
 
-    async def begin(self, start_s: float) -> None:
-        """Carry out the plan; its zero is `start_s`."""
+    async def begin(self, start_s: float, window_s: float) -> None:
+        """Carry out the plan; its zero is `start_s`. window_s: how far back `standing` looks."""
         spec, plan = self.host.spec, self._plan
-        watch = self._watch = LoadWatch(closed_ids(plan), self.host.record, spec.name)
+        watch = self._watch = LoadWatch(closed_ids(plan), self.host.record, spec.name, window_s)
         timeout_s = spec.policy.client.deadline_s
         self.host.drive(PlannedLoad(plan, start_s, spec.models[0].model, timeout_s, watch.ran_dry), watch)
 

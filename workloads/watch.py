@@ -1,6 +1,5 @@
 """What a client's caller sees of a load while it runs: counts, and latencies of the recent past."""
 
-from collections import deque
 from collections.abc import Callable, Container
 
 import msgspec
@@ -9,13 +8,11 @@ from analysis.schema import EventRow
 from cluster.errors import TRAITS, Code
 from cluster.node import Ask, Deliver
 from workloads.capacity import Completion
-
-_RECENT_S = 5.0
-_RECENT_MAX = 20_000
+from workloads.lately import Lately, LoadWindow, together
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Counts since the load began, and end-to-end latencies (seconds) of the last five seconds."""
+    """Counts since the load began, and of the last seconds the end-to-end latencies (seconds) and `lately`."""
 
     offered: int = 0
     completed: int = 0
@@ -23,6 +20,7 @@ class Standing(msgspec.Struct, frozen=True):
     refused: int = 0
     cancelled: int = 0
     recent_s: tuple[float, ...] = ()
+    lately: Lately = Lately()
     finished: bool = True
 
     @property
@@ -35,18 +33,27 @@ class LoadWatch:
     """Told of every ask and every end. What of a closed load is asked is decided by the run, so that is recorded."""
 
     def __init__(
-        self, closed: Container[str] = (), record: Callable[[EventRow], None] = lambda row: None, name: str = ""
+        self,
+        closed: Container[str] = (),
+        record: Callable[[EventRow], None] = lambda row: None,
+        name: str = "",
+        window_s: float | None = None,
     ) -> None:
-        """closed: ids of the requests of closed loads. record: where a row goes. name: the client's."""
+        """closed: ids of the requests of closed loads. record: where a row goes. name: the client's.
+
+        window_s: how far `recent_s` and `lately` look back; None when nobody tells it of ends or asks for those.
+        """
         self._closed = closed
         self._record = record
         self._name = name
         self._counts = dict.fromkeys(("offered", "completed", "failed", "refused", "cancelled"), 0)
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_MAX)
+        self._window = None if window_s is None else LoadWindow(window_s)
 
     def asked(self, ask: Ask) -> None:
         """A request was handed to the client."""
         self._counts["offered"] += 1
+        if self._window is not None:
+            self._window.asked(ask)
         if ask.request_id in self._closed:
             self._record(EventRow(ask.intended_s, "request_asked", self._name, ask.request_id))
 
@@ -56,19 +63,18 @@ class LoadWatch:
 
     def ended(self, ask: Ask, end: Deliver, now: float) -> None:
         """It has ended."""
-        if end.code is None:
-            self._counts["completed"] += 1
-            self._recent.append((now, now - ask.intended_s))
-        elif end.code == Code.CANCELLED:
-            self._counts["cancelled"] += 1
-        else:
-            self._counts["refused" if TRAITS[Code(end.code)].refusal else "failed"] += 1
+        outcome = _outcome(end.code)
+        self._counts[outcome] += 1
+        if self._window is not None:
+            self._window.ended(ask.request_id, outcome, now)
 
     def standing(self, now: float, finished: bool) -> Standing:
         """The present state. finished: whether nothing more will be asked."""
-        while self._recent and self._recent[0][0] < now - _RECENT_S:
-            self._recent.popleft()
-        return Standing(**self._counts, recent_s=tuple(latency for _, latency in self._recent), finished=finished)
+        window = self._window
+        if window is None:
+            return Standing(**self._counts, finished=finished)
+        recent_s, lately = window.latencies_s(now), window.seen(now)
+        return Standing(**self._counts, recent_s=recent_s, lately=lately, finished=finished)
 
 
 class ProbeWatch:
@@ -96,5 +102,14 @@ def total(standings: list[Standing]) -> Standing:
         refused=sum(part.refused for part in standings),
         cancelled=sum(part.cancelled for part in standings),
         recent_s=tuple(latency for part in standings for latency in part.recent_s),
+        lately=together(part.lately for part in standings),
         finished=all(part.finished for part in standings),
     )
+
+
+def _outcome(code: str | None) -> str:
+    if code is None:
+        return "completed"
+    if code == Code.CANCELLED:
+        return "cancelled"
+    return "refused" if TRAITS[Code(code)].refusal else "failed"

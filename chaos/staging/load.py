@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,11 @@ from analysis.recorder import MetricsCollector
 from analysis.schema import EventRow, RequestRow
 from workloads.http import HttpDriver, HttpTarget
 from workloads.http_share import driver_sample
+from workloads.lately import LoadWindow
 from workloads.load import PlannedLoad
 from workloads.plan import LoadPlan, divide
 from workloads.watch import Standing
 
-_RECENT_S = 5.0
-_RECENT_MAX = 20_000
 _SAMPLE_S = 0.5
 _STALL_S = 0.5
 """A sampler that wakes so late was not run by its host."""
@@ -27,9 +27,17 @@ class HttpLoad:
     """Offers a plan. Times are on the event loop's clock, which is the monotonic one, seconds."""
 
     def __init__(
-        self, targets: Sequence[HttpTarget], in_flight_max: int, raw: Path, ended: Callable[[RequestRow], None]
+        self,
+        targets: Sequence[HttpTarget],
+        in_flight_max: int,
+        raw: Path,
+        ended: Callable[[RequestRow], None],
+        window_s: float,
     ) -> None:
-        """in_flight_max: of all URLs together. ended: told of each request that has ended."""
+        """in_flight_max: of all URLs together. ended: told of each request that has ended.
+
+        window_s: how far back `standing` looks.
+        """
         self._targets = targets
         self._in_flight_max = max(1, in_flight_max // len(targets))
         self._tell = ended
@@ -39,7 +47,7 @@ class HttpLoad:
         self._tasks: list[asyncio.Task[None]] = []
         self._sampler: asyncio.Task[None] | None = None
         self._outcomes: Counter[str] = Counter()
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_MAX)
+        self._window = LoadWindow(window_s)
         self._intended: dict[str, float] = {}
         self._halted = False
 
@@ -71,7 +79,8 @@ class HttpLoad:
         self._sampler = asyncio.create_task(self._sample())
         parts = zip(self._targets, self._rows, divide(plan, len(self._targets)), strict=True)
         for target, rows, part in parts:
-            driver = HttpDriver(target, lambda row, rows=rows: self._ended(row, rows), self._in_flight_max)  # type: ignore[misc]
+            ended = partial(self._ended, rows=rows)
+            driver = HttpDriver(target, ended, self._in_flight_max, self._window.asked)
             source = PlannedLoad(part, origin_s, target.model, timeout_s)
             self._drivers.append(driver)
             self._tasks.append(asyncio.create_task(_run(driver, source)))
@@ -91,11 +100,10 @@ class HttpLoad:
     def standing(self) -> Standing:
         """The present state."""
         now = time.monotonic()
-        while self._recent and self._recent[0][0] < now - _RECENT_S:
-            self._recent.popleft()
         return Standing(
             offered=sum(driver.asked for driver in self._drivers),
-            recent_s=tuple(latency_s for _, latency_s in self._recent),
+            recent_s=self._window.latencies_s(now),
+            lately=self._window.seen(now),
             finished=self.idle,
             **{name: self._outcomes[name] for name in ("completed", "failed", "refused", "cancelled")},
         )
@@ -120,8 +128,7 @@ class HttpLoad:
     def _ended(self, row: RequestRow, rows: MetricsCollector) -> None:
         self._intended.pop(row.request_id, None)
         self._outcomes[row.outcome] += 1
-        if row.outcome == "completed":
-            self._recent.append((row.ended_s, row.ended_s - row.intended_s))
+        self._window.ended(row.request_id, row.outcome, row.ended_s)
         rows.append(row, row.ended_s)
         self._tell(row)
 

@@ -49,7 +49,7 @@ from workloads.watch import Standing, total
 _log = logging.getLogger(__name__)
 _LEAD_S = 0.5
 _LOOK_S = 1.0
-"""How long whoever watches the run waits for nodes on a host that does not answer."""
+"""How long whoever watches the run waits for nodes that do not answer: the guard has to judge every second."""
 _GONE_S = 10.0
 """How long processes that were told to end may take."""
 
@@ -231,7 +231,8 @@ class LiveWorld(RealTime):
         for client, part in zip(clients, divide(plan, len(clients)), strict=True):
             await self._processes.call(client, "take_plan", part)
         self.origin_s = time.monotonic() + _LEAD_S
-        await asyncio.gather(*(self._processes.call(client, "begin", self.origin_s) for client in clients))
+        window_s = self._experiment.guard.window_s
+        await asyncio.gather(*(self._processes.call(client, "begin", self.origin_s, window_s) for client in clients))
 
     async def finish_load(self, limit_s: float) -> bool:
         """See World."""
@@ -368,8 +369,8 @@ class LiveWorld(RealTime):
                 )
             await asyncio.sleep(0.1)
 
-    async def _looks(self, elsewhere_s: float = CALL_S) -> dict[str, NodeLook]:
-        """Every node that answers in time. elsewhere_s: how long nodes of other hosts are waited for."""
+    async def _looks(self, limit_s: float = CALL_S) -> dict[str, NodeLook]:
+        """Every node that answers in time."""
         nodes = self._processes.present([node for node in self._nodes if not node.startswith("client-")])
         limits_s = (CALL_S if self._hosts.elsewhere(node) is None else elsewhere_s for node in nodes)
         looks = (

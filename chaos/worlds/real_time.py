@@ -12,7 +12,8 @@ class RealTime:
     """Part of a world. Lives in one asyncio loop."""
 
     def __init__(self) -> None:
-        self.origin_s = 0.0
+        # What is recorded before the load begins is near its zero also in a run that never comes to a load.
+        self.origin_s = time.monotonic()
         self.interrupted = False
         self._stopping = False
 

@@ -292,7 +292,8 @@ class SimulatedWorld:
         timeout_s = self._experiment.policy.client.deadline_s
         clients = self._clients()
         for client, part in zip(clients, divide(plan, len(clients)), strict=True):
-            watch = self._watches[client] = LoadWatch(closed_ids(part), self._cluster.nodes[client].record, client)
+            record, window_s = self._cluster.nodes[client].record, self._experiment.guard.window_s
+            watch = self._watches[client] = LoadWatch(closed_ids(part), record, client, window_s)
             load = PlannedLoad(part, self._origin_s, self._cluster.model, timeout_s, watch.ran_dry)
             self._drive(client, load, watch)
 

@@ -65,7 +65,8 @@ class StagingWorld(RealTime):
         self._stack = contextlib.ExitStack()
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
         self._budget = DayBudget(target.name, target.budget, target.hours.day(time.time()))
-        self._load = HttpLoad(target.api.targets(), target.load.in_flight_max, self._raw, self._request_ended)
+        window_s = experiment.guard.window_s
+        self._load = HttpLoad(target.api.targets(), target.load.in_flight_max, self._raw, self._request_ended, window_s)
         self._warden = Warden(target, self._budget, self.record, self._load.halt, self._load.overdue)
         self._undo: UndoLog | None = None
         self._keeper: Keeper | None = None

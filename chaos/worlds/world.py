@@ -97,7 +97,7 @@ class LinkState(msgspec.Struct, frozen=True):
 
 def snapshot(elapsed_s: float, standing: Standing, workers: Mapping[str, tuple[str, str]]) -> Snapshot:
     """How a run stands, without phase and faults. workers: liveness and breaker state by name."""
-    recent = standing.recent_s
+    recent, lately = standing.recent_s, standing.lately
     return Snapshot(
         elapsed_s=elapsed_s,
         phase="",
@@ -108,7 +108,10 @@ def snapshot(elapsed_s: float, standing: Standing, workers: Mapping[str, tuple[s
         in_flight=standing.in_flight,
         latency_p50_s=float(np.percentile(recent, 50)) if recent else None,
         latency_p95_s=float(np.percentile(recent, 95)) if recent else None,
-        latency_p99_s=float(np.percentile(recent, 99)) if recent else None,
+        ended_lately=lately.ended + lately.overdue,
+        bad_lately=lately.bad + lately.overdue,
+        waited=len(lately.waited_s),
+        waited_p99_s=float(np.percentile(lately.waited_s, 99)) if lately.waited_s else None,
         workers={worker: liveness for worker, (liveness, _) in workers.items()},
         breakers={worker: breaker for worker, (_, breaker) in workers.items()},
     )

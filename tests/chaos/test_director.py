@@ -1,7 +1,9 @@
 """The director: phases in order, faults at their times, proofs asked for, and everything healed however a run ends."""
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,9 +11,11 @@ import pytest
 from analysis.facts import CLOCK_TOLERANCE_S
 from analysis.schema import EventRow, FaultRow, Row
 from chaos import guard
+from chaos.arms import Blocks
 from chaos.director import Director
 from chaos.experiment import Experiment
 from chaos.progress import Snapshot
+from chaos.worlds.real_time import RealTime
 from chaos.worlds.world import Cut, HandleError, LinkState, World
 from cluster.protocol import Token
 from cluster.simulation.kernel import Kernel, Task
@@ -80,7 +84,7 @@ class StubWorld:
         self.drains = True
         self.look_hook: Callable[[], None] = lambda: None
         self.offered = LoadPlan(())
-        self.liveness: dict[str, str] = {}
+        self.liveness = {f"worker-{number}": "ready" for number in range(3)}
         self.p99_s: Callable[[float], float | None] = lambda now: None
         self.stances: dict[str, dict[str, Callable[[float], float]]] = {}
         self.links = {name: StubLink(self, name) for name in ("worker-0", "worker-1")}
@@ -126,7 +130,10 @@ class StubWorld:
     async def look(self) -> Snapshot:
         self.look_hook()
         p99_s = self.p99_s(self.now())
-        return Snapshot(elapsed_s=self.now(), phase="", workers=self.liveness, latency_p99_s=p99_s)
+        return Snapshot(elapsed_s=self.now(), phase="", workers=self.liveness, waited=100, waited_p99_s=p99_s)
+
+    async def sleep_in_place_of_a_heal(self) -> None:
+        await self.sleep(0.3)
 
     def record(self, row: Row) -> None:
         self.rows.append(row)
@@ -317,7 +324,8 @@ def test_the_watcher_is_shown_what_is_in_force_and_how_much_is_left() -> None:
     assert {snapshot.phase for snapshot in with_fault} == {"fault"}
     assert with_fault[0].faults == ["partition stall worker-0, worker-1"]
     lefts = [round(snapshot.left_s or 0.0, 3) for snapshot in stage.watcher.snapshots if snapshot.phase == "fault"]
-    assert lefts == [5.5, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
+    assert lefts[-11:] == [5.5, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
+    assert {snapshot.left_s for snapshot in stage.watcher.snapshots if snapshot.phase == "drain"} == {None}
 
 
 @pytest.mark.parametrize("lead_s", [0.1, 0.3, 0.5, 1 / 3, 12345.678])
@@ -405,3 +413,217 @@ def test_an_unproven_heal_ends_the_run_where_that_was_asked_for() -> None:
     stage.world.failing = {"restore"}
     with pytest.raises(guard.Stopped, match="the heal of partition stall worker-0, worker-1 is not proven"):
         stage.run()
+
+
+def told_of(stage: Stage) -> list[tuple[str, str]]:
+    return [(row.subject, row.detail) for row in stage.world.rows if isinstance(row, EventRow) and row.kind == "guard"]
+
+
+def test_a_heal_that_is_not_proved_at_the_very_end_ends_the_run_all_the_same() -> None:
+    """Its proof is waited for until after the last phase, while nothing else is looked at."""
+    stage = Stage("guard.stop_when_unrecovered=true", "recovery_limit_s=12", "phases.recovery.duration_s=10")
+    stage.world.links["worker-0"].restore = stage.world.sleep_in_place_of_a_heal  # type: ignore[method-assign]
+    with pytest.raises(guard.Stopped, match="is not proven"):
+        stage.run()
+    assert not stage.director.complete
+    assert [by for by, _ in told_of(stage)] == ["stop_condition"]
+
+
+def test_a_heal_that_is_not_proved_as_the_run_is_being_ended_is_told_of() -> None:
+    stage = Stage("guard.stop_when_unrecovered=true")
+    stage.world.failing = {"restore"}
+    stage.stop_at(INJECTED_S + 2.0)
+    with pytest.raises(Stopped):
+        stage.run()
+    assert told_of(stage) == [
+        ("stop_condition", "the heal of partition stall worker-0, worker-1 is not proven"),
+    ]
+
+
+def test_an_error_of_ours_in_a_fault_ends_the_run_at_once_healed_and_with_its_traceback() -> None:
+    stage = Stage("phases.fault.duration_s=60", "faults.cut.duration_s=50")
+
+    async def inspect(cid: int | None = None) -> LinkState:
+        raise ZeroDivisionError("ours")
+
+    stage.world.links["worker-1"].inspect = inspect  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError, match="ours") as raised:
+        stage.run()
+    assert stage.world.now() < INJECTED_S + 5
+    assert "inspect" in [entry.name for entry in raised.traceback]
+    assert stage.all_healed()
+    assert not stage.director.complete
+    assert not told_of(stage), "it is no word of the guard"
+
+
+def test_an_error_of_ours_in_one_heal_leaves_no_other_fault_unhealed() -> None:
+    other = "kind: partition, mode: refuse, phase: fault, targets: [worker-1], start_s: 1, duration_s: 4, ttl_s: 60"
+    stage = Stage("faults.cut.targets=[worker-0]", f"faults.other={{{other}}}")
+
+    async def restore() -> None:
+        raise ZeroDivisionError("ours")
+
+    stage.world.links["worker-0"].restore = restore  # type: ignore[method-assign]
+    stage.stop_at(INJECTED_S + 2.0)
+    with pytest.raises(ZeroDivisionError):
+        stage.run()
+    assert not stage.world.links["worker-1"].cut_now
+
+
+def test_an_error_of_ours_between_blocks_of_arms_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(blocks: Blocks) -> None:
+        await blocks._world.sleep(2.0)
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Blocks, "_walk_through", broken)
+    monkeypatch.setattr(Blocks, "begin", lambda self: setattr(self, "_job", self._world.spawn(self._walk())))
+    stage = Stage()
+    with pytest.raises(ZeroDivisionError):
+        stage.run()
+    assert stage.world.now() < 2.0 + 1.0
+
+
+SECONDS: dict[str, tuple[str, float]] = {
+    # The method of the world during which the end is asked for, and how long that would have taken.
+    "start": ("start", 60.0),
+    "vocabulary": ("vocabulary", 60.0),
+    "capacity_probe": ("probe", 60.0),
+    "begin_load": ("begin_load", 60.0),
+    "drain": ("finish_load", 60.0),
+}
+
+
+@pytest.mark.parametrize("moment", SECONDS)
+def test_a_stop_file_is_heeded_within_half_a_second_whatever_the_run_waits_for(moment: str, tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    stage = Stage(f"guard.stop_file={file}")
+    name, takes_s = SECONDS[moment]
+    asked_s: list[float] = []
+
+    async def slow(*arguments: Any) -> None:
+        await stage.world.sleep(1.23)
+        file.touch()
+        asked_s.append(stage.world.clock())
+        await stage.world.sleep(takes_s)
+
+    setattr(stage.world, name, slow)
+    with pytest.raises(guard.Stopped, match="stop exists"):
+        stage.run()
+    assert stage.world.clock() - asked_s[0] <= 0.5
+    assert told_of(stage) == [("stop_file", f"{file} exists")]
+    assert not stage.director.complete
+
+
+@pytest.mark.parametrize("at_s", [WARM_UP_S + 0.1, INJECTED_S + 0.6, INJECTED_S + 4.1, 21.2, 21.9])
+def test_a_stop_file_is_heeded_in_every_phase_while_healing_and_while_nodes_settle(at_s: float, tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    stage = Stage(f"guard.stop_file={file}")
+
+    async def whole() -> None:
+        run = stage.world.spawn(stage.director.conduct())
+        await stage.world.sleep(1.0)
+        while not stage.world.offered.requests:
+            await stage.world.sleep(0.1)
+        await stage.world.sleep(at_s - stage.world.now())
+        file.touch()
+        await run
+
+    with pytest.raises(guard.Stopped):
+        stage.world.kernel.run(whole())
+    assert at_s <= stage.world.now() <= at_s + 1.0, "and everything healed"
+    assert stage.all_healed()
+    assert not stage.director.complete
+
+
+def test_with_a_stop_file_already_there_nothing_is_started(tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()
+    stage = Stage(f"guard.stop_file={tmp_path / 'stop'}")
+    with pytest.raises(guard.Stopped):
+        stage.run()
+    assert stage.watcher.phases == []
+
+
+def test_a_stop_condition_is_looked_at_while_the_load_drains() -> None:
+    stage = Stage("guard.latency_p99_s_max=2")
+    stage.world.p99_s = lambda now: 3.0 if now > 21.0 else 0.1
+
+    async def slow(limit_s: float) -> bool:
+        await stage.world.sleep(60.0)
+        return True
+
+    stage.world.finish_load = slow  # type: ignore[method-assign]
+    with pytest.raises(guard.Stopped, match="p99"):
+        stage.run()
+    assert stage.world.now() <= 22.0
+
+
+def test_a_look_that_hangs_keeps_no_stop_file_and_no_phase_waiting(tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    stage = Stage(f"guard.stop_file={file}")
+
+    async def hangs() -> Snapshot:
+        if stage.world.now() > 7.5:
+            file.touch()
+        await stage.world.sleep(5.0)
+        return Snapshot(elapsed_s=stage.world.now(), phase="", workers=stage.world.liveness)
+
+    stage.world.look = hangs  # type: ignore[method-assign]
+    with pytest.raises(guard.Stopped):
+        stage.run()
+    assert ("phase_started", "fault", 6.0) in stage.world.events()
+    assert stage.world.now() < 10.0 + 1.0
+
+
+def test_the_same_on_asyncio_where_a_cancelled_run_is_still_cancelled(tmp_path: Path) -> None:
+    """The stop file ends a start that hangs, and so does a Ctrl-C, which is no word of the guard."""
+    file = tmp_path / "stop"
+
+    class RealStub(StubWorld, RealTime):
+        def __init__(self) -> None:
+            StubWorld.__init__(self)
+            RealTime.__init__(self)
+
+        now, clock, sleep, spawn = RealTime.now, RealTime.clock, RealTime.sleep, RealTime.spawn  # type: ignore[assignment]
+
+        async def start(self) -> None:
+            await asyncio.sleep(60.0)
+
+    async def ended(by_file: bool) -> tuple[BaseException, list[Row]]:
+        world = RealStub()
+        director = Director(cast(World, world), experiment(*SETTINGS, f"guard.stop_file={file}"), 1, Quiet())
+        run = asyncio.create_task(director.conduct())
+        await asyncio.sleep(0.05)
+        if by_file:
+            file.touch()
+        else:
+            run.cancel()
+        (found,) = await asyncio.gather(run, return_exceptions=True)
+        assert len(asyncio.all_tasks()) <= 2, "what watched has ended"
+        return cast(BaseException, found), world.rows
+
+    found, rows = asyncio.run(ended(by_file=False))
+    assert isinstance(found, asyncio.CancelledError)
+    assert rows == []
+    found, rows = asyncio.run(ended(by_file=True))
+    assert isinstance(found, guard.Stopped)
+    assert len(rows) == 1
+
+
+def test_a_worker_is_not_struck_where_no_controller_has_said_for_long_who_is_well() -> None:
+    stage = Stage("guard.liveness_age_s_max=3", "faults.cut.targets=[worker-0]")
+    stage.run()
+    assert struck(stage) == [INJECTED_S]
+    for silent_s, strikes in ((INJECTED_S - 2.0, 1), (INJECTED_S - 4.0, 0)):
+        stage = Stage("guard.liveness_age_s_max=3", "faults.cut.targets=[worker-0]")
+        quick = stage.world.look
+
+        async def look(stage: Stage = stage, silent_s: float = silent_s, quick: Any = quick) -> Snapshot:
+            if stage.world.now() > silent_s:
+                stage.world.liveness = {}
+            return cast(Snapshot, await quick())
+
+        stage.world.look = look  # type: ignore[method-assign]
+        stage.run()
+        assert len(struck(stage)) == strikes, silent_s
+        (fault,) = stage.world.faults()
+        assert ("no controller says which workers are healthy" in fault.evidence) == (not strikes)
