@@ -3,6 +3,9 @@
 BASE and CANDIDATE are results directories, folders of them (runs of one experiment), or names of baselines. Exit codes:
 0 nothing became worse, 1 something did, 2 wrong usage or something that cannot be read or compared, 3 nothing can be
 said at all.
+
+`python -m analysis.compare --fidelity LIVE SIMULATED`: how near a simulated run comes to the live one whose schedule it
+had. Exit code 1: an error is beyond its limit.
 """
 
 import argparse
@@ -12,10 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from analysis import baselines, regression
+from analysis import baselines, fidelity, regression
 from analysis.baselines import Side
 from analysis.comparison import Change
+from analysis.fidelity import NotAPair
 from analysis.history import UnreadableError
+from analysis.reader import load_history
 from analysis.regression import Compared, NotComparable, Regression
 from analysis.text import clean
 
@@ -34,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(options.sides) != 1:
                 return _complain("--save NAME takes one results directory or folder of them")
             return _save(options.save, Path(options.sides[0]), options.baselines)
+        if options.fidelity:
+            if len(options.sides) != 2:
+                return _complain("--fidelity takes the results directories of a live run and of its simulated one")
+            return _fidelity(Path(options.sides[0]), Path(options.sides[1]), options.form)
         if len(options.sides) != 2:
             return _complain("expected BASE and CANDIDATE: results directories, folders of them, or baselines")
         base, candidate = (_side(text, options.baselines) for text in options.sides)
@@ -45,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share_tolerance=options.share_tolerance,
             force=options.force,
         )
-    except (UnreadableError, NotComparable) as error:
+    except (UnreadableError, NotComparable, NotAPair) as error:
         return _complain(clean(error))
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}")
@@ -74,12 +83,29 @@ def as_markdown(found: Regression) -> str:
 
 def as_text(found: Regression) -> str:
     """Columns for a terminal."""
-    rows = [_HEADINGS, *(_cells(each) for each in found.compared)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [_title(found)]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [_title(found), *_columns([_HEADINGS, *(_cells(each) for each in found.compared)])]
     lines += [_summary(found), *(f"note: {note}" for note in found.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _fidelity(live: Path, simulated: Path, form: str | None) -> int:
+    """Raises UnreadableError and NotAPair."""
+    found = fidelity.fidelity(load_history(live), load_history(simulated))
+    rows, title, conclusion = fidelity.table(found), fidelity.title(found), fidelity.conclusion(found)
+    if form == "json":
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    elif form == "markdown":
+        head, *body = rows
+        lines = [_row(head), _row(["---"] * len(head)), *(_row([_escaped(cell) for cell in row]) for row in body)]
+        print("\n".join([f"### {_escaped(title)}", "", *lines, "", f"**{conclusion}**"]))
+    else:
+        print("\n".join([title, *_columns(rows), conclusion]))
+    return EXIT_WORSE if found.beyond else 0
 
 
 def _title(found: Regression) -> str:
@@ -181,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 nothing became worse, 1 something did, 2 usage, 3 nothing can be said at all.",
     )
     parser.add_argument("sides", nargs="*", metavar="BASE CANDIDATE", help="a directory, or the name of a baseline")
+    parser.add_argument("--fidelity", action="store_true", help="a live run and the simulated one of its schedule")
     parser.add_argument("--save", metavar="NAME", help="keep the runs of one directory as a baseline")
     parser.add_argument("--list", action="store_true", help="the baselines that there are")
     parser.add_argument("--baselines", type=Path, default=baselines.FOLDER, metavar="DIR", help="their folder")

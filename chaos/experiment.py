@@ -14,6 +14,7 @@ from analysis.criterion import Criterion
 from cluster.engine.timed import StepCosts
 from cluster.numbers import demand_finite
 from cluster.policy import Policy, Seconds
+from cluster.simulation.condition import NetworkCosts
 from workloads.arms import ArmSpec, ComparisonSpec, arm_of_generator
 from workloads.plan import PhaseLoad
 from workloads.spec import Positive, WorkloadSpec
@@ -41,6 +42,7 @@ class ClusterSpec(_Section, frozen=True):
     `pack` so that those with neighbouring numbers are together.
     engine: of live workers: `mlx` computes, `timed` computes nothing and takes the time that `costs` say, as every
     simulated worker does. A run with it says of itself that it measured no model.
+    costs, bus: of the simulated world; in place of costs a file may name a calibration, which says both.
     """
 
     workers: Positive = 3
@@ -50,6 +52,7 @@ class ClusterSpec(_Section, frozen=True):
     model: str = "tiny"
     engine: Literal["mlx", "timed"] = "mlx"
     costs: StepCosts = StepCosts()
+    bus: NetworkCosts = NetworkCosts()
     start_limit_s: Seconds = 60.0
     broker_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     toxiproxy_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0

@@ -24,8 +24,10 @@ from chaos.offered import WorkloadError, check_workload, settle
 from chaos.overlays import with_profile
 from chaos.robustness import CLASSES
 from chaos.timing import check_trigger, latest_end_s, strikes
+from cluster.calibration import CalibrationError, load_calibration
 from cluster.policy import Policy
 from cluster.profiles import ProfileError, load_policy
+from cluster.simulation.condition import NetworkCosts
 from cluster.yaml_file import YamlError, parse_yaml, read_yaml
 from workloads.arms import AWAY, ArmSpec
 
@@ -56,6 +58,7 @@ def load(path: Path, settings: Sequence[str] = (), policy: str | None = None, pr
         document["policy"] = merged(_policy(policy), own)
     for setting in settings:
         _set(document, setting)
+    _calibrate(document, path.name)
     told = " ".join(f"--set {_shown(setting)}" for setting in settings)
     if profile is not None:
         told = f"--profile {_shown(profile)} {told}".strip()
@@ -310,6 +313,23 @@ def _policy(name: str) -> dict[str, Any]:
     except ProfileError as error:
         raise ExperimentError(f"--policy {_shown(str(error))}") from None
     return whole
+
+
+def _calibrate(document: dict[str, Any], source: str) -> None:
+    """Put what a calibration has measured in place of its name."""
+    section = document.get("cluster")
+    name = section.get("costs") if isinstance(section, dict) else None
+    if not isinstance(name, str):
+        return
+    try:
+        found = load_calibration(name)
+    except CalibrationError as error:
+        raise ExperimentError(f"{source}: cluster.costs: {_shown(str(error))}") from None
+    assert isinstance(section, dict)
+    # A recorded experiment says every field, also those that nobody has chosen.
+    chosen = section.get("bus") not in (None, msgspec.to_builtins(NetworkCosts()))
+    bus = section["bus"] if chosen else msgspec.to_builtins(found.bus)
+    document["cluster"] = {**section, "costs": msgspec.to_builtins(found.costs), "bus": bus}
 
 
 def _set(document: dict[str, Any], setting: str) -> None:

@@ -20,6 +20,7 @@ from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
 from chaos.faults import kinds
 from chaos.faults.listing import listing
+from chaos.like import Like, read_like
 from chaos.progress import Progress
 from chaos.publishing import PublishedProgress
 from chaos.resolve import load
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.faults:
         return _list_faults()
+    if options.like is not None:
+        return _play_again(options)
     if options.experiment is None:
         _parser().error("name an experiment of the catalogue (--list) or a .yaml file")
     settings = list(options.set)
@@ -75,6 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", EXIT_INTERRUPTED)
 
 
+def _play_again(options: argparse.Namespace) -> int:
+    """Play a recorded run in the simulated world, on its own schedule."""
+    if options.experiment is not None or options.world != "simulated":
+        return _complain("--like DIR takes the experiment of that run, and goes with --world simulated", EXIT_USAGE)
+    try:
+        like = read_like(options.like, options.set)
+        return run(like.experiment, "simulated", like.seed, options.out, like=like)
+    except ExperimentError as error:
+        return _complain(str(error), EXIT_USAGE)
+    except RecorderError as error:
+        return _complain(str(error), EXIT_INFRASTRUCTURE)
+
+
 def run(
     experiment: Experiment,
     world: str,
@@ -82,6 +98,7 @@ def run(
     out: Path,
     address: str | None = None,
     target: Target | None = None,
+    like: Like | None = None,
 ) -> int:
     """Run an experiment in a world and leave its results below `out`; returns the exit code."""
     results = ResultsDirectory(out, experiment, world, seed)
@@ -90,7 +107,7 @@ def run(
         if world == "live" and experiment.cluster.engine == "timed":
             progress.note(_TIMED)
         try:
-            ended_by = _execute(experiment, world, seed, results, progress, address, target)
+            ended_by = _execute(experiment, world, seed, results, progress, address, target, like)
         except (InfrastructureError, HandleError, CapacityUnknown, HostTooSlow, RecorderError) as error:
             return _complain(str(error), EXIT_INFRASTRUCTURE)
         except InfeasibleRate as error:
@@ -126,10 +143,11 @@ def _execute(
     progress: PublishedProgress,
     address: str | None,
     target: Target | None = None,
+    like: Like | None = None,
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
-        return play_simulated(experiment, seed, results, progress)
+        return play_simulated(experiment, seed, results, progress, like)
     if target is not None:
         staging = StagingWorld(experiment, target, results.run_id, results.raw, results.logs)
         director = Director(staging, experiment, seed, progress, results.write_plan, staging)
@@ -204,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--seed", type=_seed, default=1, help="seed of load and simulation (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser.add_argument("--like", type=Path, metavar="DIR", help="a recorded run, to play again with --world simulated")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where results go (default results/)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run and stop")
     return parser

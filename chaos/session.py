@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from chaos.client_limits import limits_lines
 from chaos.director import Director, Watcher
 from chaos.experiment import Experiment
 from chaos.guard import Stopped
+from chaos.like import CAPACITY, Like, LikeWorld
 from chaos.oracle import consult
 from chaos.results import ResultsDirectory
 from chaos.worlds.simulated import SimulatedWorld
@@ -83,7 +86,8 @@ class Session:
         for line in left or ():
             self._watcher.note(f"LEFT BEHIND: {line}")
         notes = results.merge(world.origin_s, self._clocks_ahead_s())
-        environment = results.write_environment(world.environment())
+        capacity = {CAPACITY: msgspec.to_builtins(director.measured)} if director.measured is not None else {}
+        environment = results.write_environment({**world.environment(), **capacity})
         if director.complete and not self._interrupted():
             self._watcher.phase("reference completions")
             await consult(world, results, director.plan.every_request())
@@ -105,13 +109,20 @@ class Session:
         )
 
 
-def play_simulated(experiment: Experiment, seed: int, results: ResultsDirectory, watcher: Watcher) -> str:
+def play_simulated(
+    experiment: Experiment, seed: int, results: ResultsDirectory, watcher: Watcher, like: Like | None = None
+) -> str:
     """Play it on the virtual clock and put all tables in place; returns what ended the run.
 
+    like: a recorded run, of which these are the experiment and the seed, and whose load it is to be.
     Raises what a node or our own code raises, once everything that is known has been written.
     """
-    world = SimulatedWorld(experiment, seed, results.raw)
-    director = Director(world, experiment, seed, watcher, results.write_plan)
+    if like is None:
+        world = SimulatedWorld(experiment, seed, results.raw)
+        director = Director(world, experiment, seed, watcher, results.write_plan)
+    else:
+        world = LikeWorld(like, results.raw)
+        director = Director(world, experiment, seed, watcher, like.checked(results.write_plan), capacity=like.capacity)
     session = Session(world, director, results, watcher)
     try:
         world.run(session.whole())

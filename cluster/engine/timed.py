@@ -2,8 +2,9 @@
 
 One step is a decode of all running sequences of a model plus at most one chunk of its prompts; models take turns, step
 by step. A sequence's first token comes in the step after the one that ended its prompt. Commands apply at step
-boundaries; a load takes the place of a step. Between two changes all steps of a lone busy model are alike, so they are
-computed in one go up to the next report, and cut short when a command comes earlier.
+boundaries; a load takes the place of a step. Between two changes all steps of a lone busy model have the same work, so
+they are computed in one go up to the next report, and cut short when a command comes earlier or the host's contention
+changes.
 
 Tokens are a checksum of everything before them, so that a completion depends on its whole prompt, differs between
 prompts, and goes on alike from any prefix. A sequence that goes on from a kept cache computes from what the cache
@@ -12,11 +13,15 @@ holds: from a wrong one it makes wrong tokens.
 
 import math
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from random import Random
 from zlib import crc32
 
 import msgspec
 
+from cluster.engine.costs import Noise, StepCosts
+from cluster.engine.timed_model import Kept, TimedModel, TimedSequence
 from cluster.node import (
     Command,
     DropCache,
@@ -36,88 +41,7 @@ from cluster.node import (
 from cluster.policy import WorkerPolicy
 from cluster.protocol import Token
 
-
-class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds and bytes. A step takes `step + decode_each * batch + prefill_each * prompt tokens in the chunk`."""
-
-    load_s: float = 1.0
-    step_s: float = 0.0025
-    decode_each_s: float = 0.0003
-    prefill_each_s: float = 0.00002
-    kv_bytes_per_token: int = 4_096
-    vocabulary: int = 512
-    weights_bytes: int = 8 * 2**20
-
-
-class _Kept:
-    """The cache of a finished sequence: what it would compute from."""
-
-    __slots__ = ("model", "tokens")
-
-    def __init__(self, model: str, tokens: "array[int]") -> None:
-        self.model = model
-        self.tokens = tokens
-
-
-class _Sequence:
-    __slots__ = (
-        "cached",
-        "checksum",
-        "keep_as",
-        "left",
-        "made",
-        "number",
-        "prompt",
-        "prompt_left",
-        "reported",
-        "times_s",
-        "tokens",
-    )
-
-    def __init__(self, command: Insert, kept: _Kept | None) -> None:
-        prompt = array("I", command.tokens)
-        cached = min(command.cached_tokens, len(kept.tokens), len(prompt) - 1) if kept is not None else 0
-        if kept is not None and cached:
-            prompt[:cached] = kept.tokens[:cached]
-        self.number = command.sequence
-        self.prompt = prompt
-        self.checksum = crc32(prompt.tobytes())
-        self.cached = cached
-        self.prompt_left = len(prompt) - cached
-        self.left = command.max_tokens
-        self.keep_as = command.keep_as
-        self.reported = False
-        self.tokens: list[Token] = []
-        self.times_s: list[float] = []
-        self.made: list[Token] = []
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it has made no token yet."""
-        return not self.tokens and not self.reported
-
-    @property
-    def held_tokens(self) -> int:
-        """How many tokens its cache holds now."""
-        return len(self.prompt) - self.prompt_left + len(self.made) + len(self.tokens)
-
-
-class _Model:
-    """A model in memory: whose prompts are read, and who decodes."""
-
-    __slots__ = ("decode", "name", "prefill")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.prefill: list[_Sequence] = []
-        self.decode: list[_Sequence] = []
-
-    def sequences(self) -> list[_Sequence]:
-        return self.decode + self.prefill
-
-    def drop(self, number: int) -> None:
-        self.prefill = [item for item in self.prefill if item.number != number]
-        self.decode = [item for item in self.decode if item.number != number]
+__all__ = ["StepCosts", "TimedEngine", "completion"]
 
 
 def _next_token(checksum: int, vocabulary: int) -> tuple[Token, int]:
@@ -143,14 +67,25 @@ class TimedEngine:
     fails with the reason given there.
     """
 
-    def __init__(self, costs: StepCosts, policy: WorkerPolicy, flush_s: float) -> None:
+    def __init__(
+        self,
+        costs: StepCosts,
+        policy: WorkerPolicy,
+        flush_s: float,
+        *,
+        random: Random | None = None,
+        contention: Callable[[], float] | None = None,
+    ) -> None:
+        """random: of the noise of `costs`; None: the same for all. contention: the present factor of its host."""
         self.costs = costs
+        self._noise = Noise(costs, random or Random(0))
+        self._contention = contention
         self.slowdown = 1.0
         self.broken: dict[str, str] = {}
         self._policy = policy
         self._flush_s = flush_s
-        self._models: dict[str, _Model] = {}
-        self._kept: dict[int, _Kept] = {}
+        self._models: dict[str, TimedModel] = {}
+        self._kept: dict[int, Kept] = {}
         self._kept_tokens = 0
         self._commands: list[Command] = []
         self._events: list[Event] = []
@@ -161,11 +96,13 @@ class TimedEngine:
         self._loading: str | None = None
         self._load_s = 0.0
         # The planned steps, all alike: of which model, how many, how long each, and how much of it for prompts.
-        self._model = _Model("")
+        self._model = TimedModel("")
         self._steps = 0
         self._step_s = 0.0
         self._prefill_step_s = 0.0
-        self._chunks: list[tuple[_Sequence, int]] = []
+        # Of steps that are not alike, when each ends.
+        self._ends_s: list[float] | None = None
+        self._chunks: list[tuple[TimedSequence, int]] = []
         self._work = EngineReport(())
 
     def insert(self, command: Insert, now: float) -> None:
@@ -208,7 +145,7 @@ class TimedEngine:
         if self._loading is not None:
             return self._boundary_s + self._load_s
         if self._steps:
-            return self._boundary_s + self._steps * self._step_s
+            return self._ends_s[self._steps - 1] if self._ends_s else self._boundary_s + self._steps * self._step_s
         return self._boundary_s if self._events or self._refused else None
 
     def advance(self, now: float) -> list[Event]:
@@ -216,7 +153,7 @@ class TimedEngine:
         end_s = self.next_time()
         if end_s is None or now < end_s:
             return []
-        must_report, finished = False, list[_Sequence]()
+        must_report, finished = False, list[TimedSequence]()
         if self._loading is not None:
             self._end_load(self._loading)
         elif self._steps:
@@ -236,14 +173,27 @@ class TimedEngine:
             return
         self._commands.append(command)
         if self._steps:
-            # The step that is under way ends as planned; those after it are planned anew.
-            under_way = math.floor((now - self._boundary_s) / self._step_s) + 1
-            self._steps = max(1, min(self._steps, under_way))
+            self.repace(now)
         elif self.next_time() is None:
             self._boundary_s = now
             self._reported_s = now
             self._apply_commands()
             self._plan()
+
+    @property
+    def computes(self) -> bool:
+        """Whether it steps or loads."""
+        return not self._dead and (self._steps > 0 or self._loading is not None)
+
+    def repace(self, now: float) -> None:
+        """The step that is under way ends as planned; those after it are planned anew."""
+        if self._steps == 0:
+            return
+        if self._ends_s is None:
+            under_way = math.floor((now - self._boundary_s) / self._step_s) + 1
+        else:
+            under_way = bisect_right(self._ends_s, now) + 1
+        self._steps = max(1, min(self._steps, under_way))
 
     def _apply_commands(self) -> None:
         """In order, up to a load: those behind it wait until it has ended."""
@@ -260,7 +210,7 @@ class TimedEngine:
                     self._events.append(self._loaded(name))
                 case Load(name):
                     self._loading = name
-                    self._load_s = self.slowdown * self.costs.load_s
+                    self._load_s = self._pace() * self.costs.load_s
                 case Unload(name):
                     self._unload(name)
                 case ProbeEngine():
@@ -274,7 +224,7 @@ class TimedEngine:
         kept = self._kept.get(command.cache) if command.cache is not None else None
         if kept is not None and kept.model != command.model:
             kept = None
-        model.prefill.append(_Sequence(command, kept))
+        model.prefill.append(TimedSequence(command, kept))
 
     def _unload(self, name: str) -> None:
         model = self._models.pop(name, None)
@@ -293,7 +243,7 @@ class TimedEngine:
         if name in self.broken:
             self._events.append(ModelFailed(name, self.broken[name]))
             return
-        self._models[name] = _Model(name)
+        self._models[name] = TimedModel(name)
         self._events.append(self._loaded(name))
 
     def _loaded(self, name: str) -> ModelLoaded:
@@ -311,22 +261,53 @@ class TimedEngine:
         model = self._model = busy[0]
         # Whoever has had its turn goes to the end. Another turn of a lone model changes nothing.
         self._models[model.name] = self._models.pop(model.name)
-        costs, batch = self.costs, len(model.decode)
         self._chunks = self._share_budget(model)
-        prompt_tokens = sum(count for _, count in self._chunks)
-        self._prefill_step_s = self.slowdown * (prompt_tokens * costs.prefill_each_s + (0 if batch else costs.step_s))
-        decode_s = self.slowdown * (costs.step_s + batch * costs.decode_each_s) if batch else 0.0
-        self._step_s = decode_s + self._prefill_step_s if prompt_tokens else decode_s
-        if prompt_tokens or len(busy) > 1 or any(item.is_new for item in model.decode):
-            self._steps = 1
+        one = bool(self._chunks) or len(busy) > 1 or any(item.is_new for item in model.decode)
+        most = 1 if one else min(item.left for item in model.decode)
+        if self.costs.even:
+            self._plan_even(model, most)
         else:
-            to_flush = math.ceil((self._reported_s + self._flush_s - self._boundary_s) / self._step_s)
-            self._steps = max(1, min(to_flush, min(item.left for item in model.decode)))
+            self._plan_uneven(model, most)
 
-    def _share_budget(self, model: _Model) -> list[tuple[_Sequence, int]]:
+    def _plan_even(self, model: TimedModel, most: int) -> None:
+        """At most so many steps, all alike."""
+        batch, pace = len(model.decode), self._pace()
+        self._ends_s = None
+        self._prefill_step_s = pace * self._chunks_s(alone=not batch)
+        decode_s = pace * self.costs.decode_s(batch, 0) if batch else 0.0
+        self._step_s = decode_s + self._prefill_step_s
+        self._steps = most
+        if most > 1:
+            to_flush = math.ceil((self._reported_s + self._flush_s - self._boundary_s) / self._step_s)
+            self._steps = max(1, min(to_flush, most))
+
+    def _plan_uneven(self, model: TimedModel, most: int) -> None:
+        """At most so many steps, each with its own noise and with longer caches than the one before."""
+        batch, pace, noise, costs = len(model.decode), self._pace(), self._noise, self.costs
+        longest = max((item.held_tokens for item in model.decode), default=0)
+        self._prefill_step_s = pace * noise[0] * self._chunks_s(alone=not batch)
+        flush_s, end_s = self._reported_s + self._flush_s, self._boundary_s + self._prefill_step_s
+        ends_s: list[float] = []
+        while len(ends_s) < most:
+            step = len(ends_s)
+            end_s += pace * noise[step] * costs.decode_s(batch, longest + step) if batch else 0.0
+            ends_s.append(end_s)
+            if end_s >= flush_s:
+                break
+        self._ends_s, self._steps = ends_s, len(ends_s)
+
+    def _chunks_s(self, *, alone: bool) -> float:
+        if not self._chunks:
+            return 0.0
+        return self.costs.prefill_s(len(self._chunks), sum(count for _, count in self._chunks), alone=alone)
+
+    def _pace(self) -> float:
+        return self.slowdown if self._contention is None else self.slowdown * self._contention()
+
+    def _share_budget(self, model: TimedModel) -> list[tuple[TimedSequence, int]]:
         """How many tokens of which prompts the next step reads: the budget goes to those that came first."""
         room = min(self._policy.batch_max - len(model.decode), self._policy.prefill_batch_max)
-        left, chunks = self._policy.prefill_step_tokens, list[tuple[_Sequence, int]]()
+        left, chunks = self._policy.prefill_step_tokens, list[tuple[TimedSequence, int]]()
         for item in model.prefill[: max(0, room)]:
             count = min(item.prompt_left, left)
             if count:
@@ -334,11 +315,14 @@ class TimedEngine:
             left -= count
         return chunks
 
-    def _run_steps(self) -> tuple[bool, list[_Sequence]]:
+    def _run_steps(self) -> tuple[bool, list[TimedSequence]]:
         """Make the tokens of the planned steps; whether a first token came, and which sequences ended."""
         vocabulary, first, model = self.costs.vocabulary, False, self._model
         times_s = [self._boundary_s + (i + 1) * self._step_s for i in range(self._steps)]
-        finished: list[_Sequence] = []
+        if self._ends_s is not None:
+            times_s = self._ends_s[: self._steps]
+            self._noise.passed(self._steps)
+        finished: list[TimedSequence] = []
         decoded = bool(model.decode)
         for item in model.decode:
             first = first or item.is_new
@@ -357,22 +341,22 @@ class TimedEngine:
         if self._chunks:
             model.decode += [item for item in model.prefill if not item.prompt_left]
             model.prefill = [item for item in model.prefill if item.prompt_left]
-        self._count(decoded)
+        self._count(decoded, times_s[-1] - self._boundary_s if self._ends_s else self._steps * self._step_s)
         return first, finished
 
-    def _count(self, decoded: bool) -> None:
+    def _count(self, decoded: bool, took_s: float) -> None:
         """Add the planned steps to the work done since the last report."""
         work, prompt_tokens = self._work, sum(count for _, count in self._chunks)
         prefill_s = self._prefill_step_s if prompt_tokens else 0.0
         self._work = EngineReport(
             (),
             work.steps + (self._steps if decoded else 0),
-            work.decode_s + self._steps * (self._step_s - prefill_s),
+            work.decode_s + took_s - prefill_s,
             work.prefill_tokens + prompt_tokens,
             work.prefill_s + prefill_s,
         )
 
-    def _report(self, finished: list[_Sequence], now: float) -> EngineReport | None:
+    def _report(self, finished: list[TimedSequence], now: float) -> EngineReport | None:
         progress, self._refused = self._refused, []
         for model in self._models.values():
             for item in model.decode:
@@ -385,7 +369,7 @@ class TimedEngine:
         progress.sort(key=lambda part: part.sequence)
         return msgspec.structs.replace(work, progress=tuple(progress), active_bytes=self._active_bytes())
 
-    def _progress(self, item: _Sequence, ended: bool, model: _Model) -> SequenceProgress:
+    def _progress(self, item: TimedSequence, ended: bool, model: TimedModel) -> SequenceProgress:
         cached = item.cached if not item.reported else 0
         tokens, times_s = tuple(item.tokens), tuple(item.times_s)
         item.reported = True
@@ -397,7 +381,7 @@ class TimedEngine:
         if item.keep_as is not None:
             held = item.prompt + array("I", item.made)
             self._drop(item.keep_as)
-            self._kept[item.keep_as] = _Kept(model.name, held)
+            self._kept[item.keep_as] = Kept(model.name, held)
             kept = len(held)
             self._kept_tokens += kept
         kept_bytes = kept * self.costs.kv_bytes_per_token

@@ -6,6 +6,7 @@ a cluster larger than its hosts could compute shows what the rest of it can carr
 
 import asyncio
 from collections.abc import Callable
+from random import Random
 
 from cluster.engine.impairment import Impairment
 from cluster.engine.meter import EngineState
@@ -45,7 +46,8 @@ class PacedEngine:
         self._emit = emit
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        timed = TimedEngine(costs, policy.worker, policy.stream.flush_s)
+        # Nothing repeats itself here, so neither does the noise.
+        timed = TimedEngine(costs, policy.worker, policy.stream.flush_s, random=Random())
         self._engine = ImpairedEngine(_LoopAlarms(self._loop), timed)
         self._engine_clock = EngineClock()
         self._timer: asyncio.TimerHandle | None = None

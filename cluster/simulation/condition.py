@@ -1,5 +1,6 @@
 """What a link is like, and how it looks from both of its ends."""
 
+import math
 from enum import StrEnum
 
 import msgspec
@@ -31,10 +32,18 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class NetworkCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One-way travel between a node and the broker: `latency_s` plus up to `jitter_s`. Seconds."""
+    """One-way travel between a node and the broker: `latency_s` plus up to `jitter_s`, uniform, plus a tail that is
+    `tail_s` in the mean, exponential. Seconds. Raises ValueError naming the field.
+    """
 
     latency_s: float = 0.0003
     jitter_s: float = 0.0002
+    tail_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more seconds, got {getattr(self, name)}")
 
 
 class Counters(msgspec.Struct, frozen=True):

@@ -99,6 +99,15 @@ class ImpairedEngine:
         """See TimedEngine."""
         self._engine.probe(now)
 
+    @property
+    def computes(self) -> bool:
+        """See TimedEngine."""
+        return self._engine.computes
+
+    def repace(self, now: float) -> None:
+        """See TimedEngine."""
+        self._engine.repace(now)
+
     def next_time(self) -> float | None:
         """See TimedEngine."""
         due_s = self._engine.next_time()

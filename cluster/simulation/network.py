@@ -463,7 +463,9 @@ class Network:
 
     def travel_s(self) -> float:
         """One-way travel time of one message."""
-        return self.costs.latency_s + self._random.random() * self.costs.jitter_s
+        costs = self.costs
+        travel_s = costs.latency_s + self._random.random() * costs.jitter_s
+        return travel_s + self._random.expovariate(1.0) * costs.tail_s if costs.tail_s else travel_s
 
     def register(self, link: Link) -> Connection:
         """A connection of the node whose subscription has reached the broker. An older one is forgotten."""

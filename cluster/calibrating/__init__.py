@@ -1,0 +1,1 @@
+"""How cluster.calibrate measures and fits."""
