@@ -148,6 +148,7 @@ def cases() -> list[Case]:
     ]
     found.append(Case("sabotage_engine_faults", "exit 4, invalid", _sabotage_engine_faults))
     found.append(Case("sweep_resumed", "exit 130, then 0, no run twice, nothing left", _sweep_resumed))
+    found.append(Case("sweep_killed", "exit 0 of the second start, no run twice, nothing left", _sweep_killed))
     found.append(Case("host_failure", "exit 0, pass, a host with two workers gone and back", _host_failure))
     found.append(Case("sabotage_host", "exit 4, invalid", _sabotage_host))
     found += [
@@ -523,6 +524,12 @@ def _staging(out: Path, play: staging_cases.Play) -> Outcome:
 
 def _sweep_resumed(out: Path) -> Outcome:
     problems, figures = sweep_cases.stopped_and_started_again(out)
+    return Outcome(got="done" if not problems else "problems", problems=problems, figures=figures, where=str(out))
+
+
+def _sweep_killed(out: Path) -> Outcome:
+    """A sweep killed -9 in the midst of a run, and started again while that run still heals."""
+    problems, figures = sweep_cases.killed_and_started_again(out)
     return Outcome(got="done" if not problems else "problems", problems=problems, figures=figures, where=str(out))
 
 
