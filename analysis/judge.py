@@ -284,14 +284,14 @@ def _guard_outcomes(history: History) -> list[tuple[Outcome, str]]:
 def _fault_outcomes(history: History) -> list[tuple[Outcome, str]]:
     """What the faults themselves say about the run, a sentence each; nothing for a fault that went as planned.
 
-    In a run that was cut a fault may not have come to its proof or its heal: unknown, unless it was healed unproven.
+    In a run that was cut a fault may not have come to its proof or its heal: unknown, unless it was tried and failed.
     """
     complete = history.info.complete
     found = []
     for row in history.faults.to_dict("records"):
         label = f"{row['name']} ({row['kind']} of {', '.join(row['targets'])})"
-        healed = not math.isnan(row["healed_s"])
-        if not row["verified"] and (complete or healed):
+        healed, tried = (not math.isnan(row[time]) for time in ("healed_s", "verified_s"))
+        if not row["verified"] and (complete or (healed and tried)):
             found.append((Outcome.INVALID, f"the fault {label} {_unproven(row['evidence'])}"))
         if not row["heal_verified"] and (healed or (complete and not math.isnan(row["injected_s"]))):
             found.append((Outcome.FAIL, f"the heal of the fault {label} is not proven"))

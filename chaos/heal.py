@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from chaos.keeper import heal_log
+from chaos.healing import heal_log
 from chaos.undo import (
     DisabledEntry,
     Entry,
@@ -26,7 +26,13 @@ def main() -> int:
     """One line per thing. Exit code 0 when everything is clean afterwards, 1 when something is not (or only listed)."""
     parser = argparse.ArgumentParser(prog="python -m chaos.heal", description="Heal what dead runners left behind.")
     parser.add_argument("--list", action="store_true", help="show it only; exit code 1 if there is something to heal")
-    only_list = parser.parse_args().list
+    parser.add_argument(
+        "--forget", metavar="RUN", help="of a run whose server is gone for good: heal nothing, and drop what is open"
+    )
+    options = parser.parse_args()
+    only_list = options.list
+    if options.forget is not None:
+        return _forget(options.forget)
     clean = True
     for path in sorted(undo_directory().glob("*.jsonl")):
         try:
@@ -56,6 +62,26 @@ def _handle(path: Path, only_list: bool) -> bool:
     for result in results:
         print(f"{run}: {result.text}")
     return all(result.healed for result in results)
+
+
+def _forget(run: str) -> int:
+    path = undo_directory() / f"{run}.jsonl"
+    if path not in undo_directory().glob("*.jsonl"):
+        print(f"{run}: there is no undo log of that run")
+        return 1
+    try:
+        content = read_log(path)
+    except UndoError as error:
+        print(error)
+        return 1
+    runner = content.runner
+    if runner is not None and is_alive(runner.pid, runner.created_s):
+        print(f"{run}: runner (pid {runner.pid}) is alive, skipped")
+        return 1
+    for entry in content.entries:
+        print(f"{run}: forgotten: {_describe(entry)}")
+    path.unlink(missing_ok=True)
+    return 0
 
 
 def _describe(entry: Entry) -> str:

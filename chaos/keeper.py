@@ -3,10 +3,14 @@
 Its only tie to the runner is a pipe: when the runner ends, in whatever way, the system closes the write end and the
 keeper reads end of file. That is the same on Linux and macOS and needs no help from the runner. Requests and replies
 are JSON lines on the keeper's stdin and stdout.
+
+It ends when everything is healed, or cannot be. One thing it does not give up: a proxy of somebody else's, whose
+server it cannot reach for the moment. See `_stay`.
 """
 
 import argparse
 import contextlib
+import enum
 import os
 import select
 import signal
@@ -22,28 +26,20 @@ from types import FrameType
 import msgspec
 import psutil
 
-from chaos.undo import (
-    HealResult,
-    ProcessEntry,
-    UndoError,
-    UndoLog,
-    heal_all,
-    heal_entry,
-    is_alive,
-    marked_processes,
-    read_log,
-)
+from chaos.healing import RETRY_S, HealResult, Watch, heal_entries, heal_entry, heal_log
+from chaos.undo import ProcessEntry, UndoError, UndoLog, is_alive, is_borrowed, read_log
 
 _LINE_BYTES_MAX = 1 << 20
 _CHILDREN_MAX = 16
-_WATCH_S = 0.2
-_RETRY_S = 1.0
-_SWEEPS_MAX = 3
 _FINAL_S = 4.0
 """For how long a heal that failed is tried again after the runner has gone."""
+_PAUSE_S_MAX = 5.0
+_STAY_S_MAX = 7 * 86_400.0
 _START_S_MAX = 20.0
 _CALL_S_MAX = 10.0
-_CLOSE_S_MAX = 20.0
+_END_S_MAX = 20.0
+_CLOSE_S_MAX = 50.0
+"""A heal goes on for `_FINAL_S`, and the last withdrawal of a toxic may take half a minute more."""
 
 
 class KeeperError(Exception):
@@ -75,12 +71,16 @@ class Close(msgspec.Struct, frozen=True, tag_field="ask", tag="close"):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answer to any request. problem: one line, empty when it was done. ended: exit codes of servers, None: runs."""
+    """Answer to any request. problem: one line, empty when it was done. ended: exit codes of servers, None: runs.
+
+    stays: the keeper goes on healing, see `_stay`.
+    """
 
     problem: str = ""
     pid: int = 0
     ended: dict[str, int | None] = {}
     healed: tuple[HealResult, ...] = ()
+    stays: bool = False
 
 
 _requests = msgspec.json.Decoder(Spawn | Stop | Status | Close)
@@ -153,11 +153,16 @@ class Keeper:
     def close(self) -> list[HealResult]:
         """Heal what is open, end the servers and the keeper; returns what was healed. Harmless when called twice.
 
-        If the keeper has died, its work is done from here.
+        If the keeper has died, its work is done from here. It does not end while a proxy of somebody else's is not
+        healed, but tries on by itself; the result says so.
         """
         healed: list[HealResult] = []
         try:
-            healed += self._ask(Close(), _CLOSE_S_MAX).healed
+            reply = self._ask(Close(), _CLOSE_S_MAX)
+            if reply.stays:
+                self._close_pipes()
+                return [self._tried_on(result) for result in reply.healed]
+            healed += reply.healed
         except KeeperError:
             self._end_keeper()
             if self._log_path.exists():
@@ -165,13 +170,22 @@ class Keeper:
         self._end_keeper()
         return healed
 
-    def _end_keeper(self) -> None:
+    def _tried_on(self, result: HealResult) -> HealResult:
+        if result.healed or not is_borrowed(result.entry):
+            return result
+        text = f"{result.text}; the keeper (pid {self.pid}) goes on trying, see {self._log_dir}/keeper.log"
+        return msgspec.structs.replace(result, text=text)
+
+    def _close_pipes(self) -> None:
         with self._lock, contextlib.suppress(OSError):
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     pipe.close()
+
+    def _end_keeper(self) -> None:
+        self._close_pipes()
         try:
-            self._process.wait(_CLOSE_S_MAX)
+            self._process.wait(_END_S_MAX)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -223,46 +237,6 @@ def _import_path() -> str:
     """So that `-m chaos.keeper` is found wherever the runner was started from."""
     here = str(Path(__file__).resolve().parent.parent)
     return os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
-
-
-def heal_log(path: Path, writer: str, ends_s: float) -> list[HealResult]:
-    """Heal everything open in a log, again and again until `ends_s` (monotonic) for what fails; mark it, close it.
-
-    Then end whatever else carries the run's mark.
-    """
-    log = UndoLog(path, writer)
-    results: dict[str, HealResult] = {}
-    while True:
-        still_open = [entry for entry in log.open_entries() if not _is_healed(results.get(entry.id))]
-        for result in heal_all(still_open):
-            results[result.entry.id] = result
-            # What is healed stays so when the disk is full: then it is only not written down.
-            with contextlib.suppress(UndoError):
-                if result.healed:
-                    log.done(result.entry.id)
-        if all(_is_healed(results.get(entry.id)) for entry in log.open_entries()):
-            path.unlink(missing_ok=True)
-            break
-        if time.monotonic() >= ends_s:
-            break
-        time.sleep(_RETRY_S)
-    log.close()
-    return [*results.values(), *_end_marked(path.stem)]
-
-
-def _end_marked(run_id: str) -> list[HealResult]:
-    """End what carries the run's mark; several times, because what is ended may just have started something."""
-    ended: list[HealResult] = []
-    for _ in range(_SWEEPS_MAX):
-        found = marked_processes(run_id)
-        if not found:
-            break
-        ended += heal_all(found)
-    return ended
-
-
-def _is_healed(result: HealResult | None) -> bool:
-    return result is not None and result.healed
 
 
 class _Servers:
@@ -324,62 +298,36 @@ class _Servers:
             self._log.done(entry.id)
 
 
-class _Watch(threading.Thread):
-    """Heals entries whose time limit has passed, although the runner lives: it may hang.
-
-    They stay open and are healed again every `_RETRY_S`: a runner that was suspended between writing the entry and
-    injecting injects after all when it goes on.
-    """
-
-    def __init__(self, log: UndoLog) -> None:
-        super().__init__(name="ttl", daemon=True)
-        self._log = log
-        self._ended = threading.Event()
-        self._said: dict[str, str] = {}
-
-    def end(self) -> None:
-        self._ended.set()
-
-    def run(self) -> None:
-        while not self._ended.wait(_WATCH_S):
-            try:
-                now = time.time()
-                expired = [
-                    e for e in self._log.open_entries() if e.expires_unix_s is not None and e.expires_unix_s < now
-                ]
-            except UndoError as error:
-                _say(str(error))
-                expired = []
-            for result in heal_all(expired):
-                if self._said.get(result.entry.id) != result.text:
-                    self._said[result.entry.id] = result.text
-                    _say(f"time limit passed: {result.text}")
-            if expired:
-                self._ended.wait(_RETRY_S)
-
-
 def _say(text: str) -> None:
     # A full disk must not keep the keeper from healing.
     with contextlib.suppress(OSError):
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _serve(log: UndoLog, wake: int) -> bool:
-    """Answer requests until the pipe ends or a signal comes (False), or until asked to close (True)."""
+class _End(enum.Enum):
+    """Why no more requests are answered: the runner has asked to close, or has gone; or somebody has sent SIGTERM."""
+
+    ASKED = enum.auto()
+    GONE = enum.auto()
+    TOLD = enum.auto()
+
+
+def _serve(log: UndoLog, wake: int) -> _End:
+    """Answer requests until the end."""
     servers = _Servers(log)
     stdin = sys.stdin.fileno()
     buffer = b""
     while True:
         ready, _, _ = select.select([stdin, wake], [], [])
         if wake in ready:
-            return False
+            return _End.TOLD
         data = os.read(stdin, 1 << 16)
         if not data:
-            return False
+            return _End.GONE
         buffer += data
         if len(buffer) > _LINE_BYTES_MAX:
             _reply(Reply("keeper: request is too long"))
-            return False
+            return _End.GONE
         *lines, buffer = buffer.split(b"\n")
         for line in lines:
             try:
@@ -391,7 +339,7 @@ def _serve(log: UndoLog, wake: int) -> bool:
                     case Status():
                         _reply(servers.status())
                     case Close():
-                        return True
+                        return _End.ASKED
             except (msgspec.DecodeError, UndoError) as error:
                 _reply(Reply(f"keeper: {error}"))
 
@@ -430,18 +378,54 @@ def main() -> int:
         return 2
     if runner is None or not is_alive(runner.pid, runner.created_s):
         _say("the runner has gone already")
-    watch = _Watch(log)
+    watch = Watch(log, _say)
     watch.start()
-    asked = _serve(log, wake)
+    end = _serve(log, wake)
     watch.end()
-    if not asked:
-        _say("runner has gone: healing")
+    if end is not _End.ASKED:
+        _say("told to end: healing" if end is _End.TOLD else "runner has gone: healing")
     healed = heal_log(path, f"f{os.getpid()}-", time.monotonic() + _FINAL_S)
     for result in healed:
         _say(result.text)
-    if asked:
-        _reply(Reply(healed=tuple(healed)))
+    stays = end is not _End.TOLD and any(is_borrowed(result.entry) for result in healed if not result.healed)
+    if end is _End.ASKED:
+        _reply(Reply(healed=tuple(healed), stays=stays))
+    if stays:
+        return 0 if _stay(path, wake) else 1
     return 0 if all(result.healed for result in healed) else 1
+
+
+def _stay(path: Path, wake: int) -> bool:
+    """Go on healing, whether everything is healed at the end: nobody else knows what was done to somebody's cluster.
+
+    That ends when it is healed, by us or by chaos.heal, or when somebody tells us to end. Not to be here for ever where
+    a server has been given up, it also ends after `_STAY_S_MAX`. The undo log stays for chaos.heal then.
+    """
+    _say(
+        f"staying (pid {os.getpid()}): trying again every {_PAUSE_S_MAX:g} s until it is healed, or for "
+        f"{_STAY_S_MAX / 86_400:g} days; kill {os.getpid()} ends this, python -m chaos.heal does it later"
+    )
+    ends_s = time.monotonic() + _STAY_S_MAX
+    said: dict[str, str] = {}
+    pause_s = RETRY_S
+    while time.monotonic() < ends_s:
+        if select.select([wake], [], [], pause_s)[0]:
+            _say("told to end")
+            break
+        pause_s = min(1.1 * pause_s, _PAUSE_S_MAX)
+        try:
+            for result in heal_entries(path, f"s{os.getpid()}-", time.monotonic()):
+                if said.get(result.entry.id) != result.text:
+                    said[result.entry.id] = result.text
+                    _say(result.text)
+        except UndoError as error:
+            if path.exists():
+                _say(str(error))
+        if not path.exists():
+            _say("nothing is left to heal")
+            return True
+    _say(f"NOT everything is healed: python -m chaos.heal, when its server can be reached again; see {path}")
+    return False
 
 
 if __name__ == "__main__":

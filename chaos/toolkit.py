@@ -2,22 +2,24 @@
 
 Actions hurt a link behind a Toxiproxy that runs already, or run a whole experiment; probes look at a link, measure an
 OpenAI-compatible endpoint, or give the verdict of an experiment. Every hurt has a time limit, is in the undo log before
-it is done, and is healed by a process of its own when `chaos run` ends in whatever way, `kill -9` included. Toxics of
-others stay as they are. What needs to know a cluster from inside (processes, messages, engines) belongs into an
-experiment of ours, which `run_experiment` runs.
+it is done, and is healed by a process of its own when `chaos run` ends in whatever way, `kill -9` included. The proxies
+are somebody else's: nothing but toxics of our own and whether a proxy is enabled is ever changed. What needs to know a
+cluster from inside (processes, messages, engines) belongs into an experiment of ours, which `run_experiment` runs.
 """
 
 import atexit
+import functools
+import inspect
 import secrets
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,13 +28,14 @@ from analysis.judge import read_verdict
 from analysis.metrics import METRICS, UnknownMetricError, measure
 from analysis.reader import load_history
 from analysis.verdict import EXIT_CODES
-from chaos.experiment import find
-from chaos.keeper import Keeper
+from chaos.experiment import ExperimentError, find
+from chaos.keeper import Keeper, KeeperError
 from chaos.resolve import load
 from chaos.staging.addresses import public_address
-from chaos.toxiproxy.adapter import Toxic, Toxiproxy
+from chaos.staging.link import demand_enabled, demand_in_time, embedded, enable_again, refusal
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError
 from chaos.toxiproxy.launcher import cache_directory
-from chaos.undo import DisabledEntry, ToxicEntry, UndoLog
+from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
 from chaos.worlds.proxied import shape_toxics, toxics
 from chaos.worlds.world import Cut, Shape
 
@@ -47,20 +50,54 @@ __all__ = [
 ]
 TTL_S_MAX = 3_600.0
 _OPEN_MAX = 100
+_LIMIT_MS_MAX = 3_600_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=TTL_S_MAX)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=_LIMIT_MS_MAX)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class ToolkitError(Exception):
     """The activity could not be done. The message is one line."""
 
 
+def _checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Chaos Toolkit hands on whatever stands in a file: each argument has to be of its type and in its range.
+
+    What goes wrong is a ToolkitError.
+    """
+    signature = inspect.signature(function)
+    kinds = get_type_hints(function, include_extras=True)
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            bound = signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise ToolkitError(f"{function.__name__}: {error}") from None
+        for name, value in bound.arguments.items():
+            try:
+                msgspec.convert(value, kinds[name])
+            except msgspec.ValidationError as error:
+                told = str(error)
+                raise ToolkitError(f"{name}: {told[:1].lower()}{told[1:]}, given {value!r}"[:300]) from None
+        try:
+            return function(*arguments, **named)
+        except (ToxiproxyError, UndoError, KeeperError) as error:
+            raise ToolkitError(str(error)) from error
+
+    return call
+
+
 class _Change(msgspec.Struct, frozen=True):
-    """Something that is to be undone. toxic: its name; empty when the proxy was switched off. hole: bytes vanish."""
+    """Something that is to be undone. toxic: its name; empty when the proxy was switched off."""
 
     id: str
     api: Toxiproxy
     proxy: str
     toxic: str
-    hole: bool
 
 
 class _Links:
@@ -71,7 +108,7 @@ class _Links:
         self._lock = threading.Lock()
         self._open: list[_Change] = []
         self._log = UndoLog.create(self.id)
-        self._keeper = Keeper.start(self._log.path, cache_directory() / "toolkit")
+        self._keeper = Keeper.start(self._log.path, _keeper_folder())
         atexit.register(self.close)
 
     def add(self, api: Toxiproxy, proxy: str, wanted: Sequence[Toxic], ttl_s: float) -> list[str]:
@@ -81,46 +118,68 @@ class _Links:
                 raise ToolkitError(f"{_OPEN_MAX} changes are open already: heal_links first")
             if not self._keeper.alive():
                 raise ToolkitError("the process that heals after us has ended: nothing is hurt without it")
-            _demand_switched_on(api, proxy)
+            demand_enabled(api, proxy)
             expires_s = time.time() + ttl_s
             if not wanted:
-                entry = DisabledEntry(api_url=api.url, proxy=proxy, expires_unix_s=expires_s)
-                self._open.append(_Change(self._log.add(entry), api, proxy, "", False))
+                entry = DisabledEntry(api_url=api.url, proxy=proxy, borrowed=True, expires_unix_s=expires_s)
+                self._open.append(_Change(self._log.add(entry), api, proxy, ""))
                 api.set_enabled(proxy, False)
+                demand_in_time(api, proxy, expires_s)
                 return [f"{proxy}: switched off"]
+            ttl_ms = max(1, round(ttl_s * 1_000)) if embedded(api.version()) else 0
             for toxic in wanted:
                 named = msgspec.structs.replace(toxic, name=f"{self.id}.{toxic.name}")
-                undo = ToxicEntry(api_url=api.url, proxy=proxy, toxic=named.name, expires_unix_s=expires_s)
-                self._open.append(_Change(self._log.add(undo), api, proxy, named.name, toxic.type == "timeout"))
-                api.add_toxic(proxy, named)
+                undo = ToxicEntry(
+                    api_url=api.url, proxy=proxy, toxic=named.name, borrowed=True, expires_unix_s=expires_s
+                )
+                self._open.append(_Change(self._log.add(undo), api, proxy, named.name))
+                api.add_toxic(proxy, named, ttl_ms)
             return [f"{proxy}: {toxic.type} {toxic.stream} {dict(toxic.attributes)}" for toxic in wanted]
 
     def heal(self) -> list[str]:
-        """Undo everything, and see that it is undone. Raises ToxiproxyError; what is open then stays so."""
-        done = []
+        """Undo everything, and see that it is undone. Raises ToolkitError when something is not; it then stays open."""
+        done, wrong, still_open = [], [], []
         with self._lock:
-            # See ProxiedLink: a black hole goes with its whole proxy, or the server may crash at the next toxic.
-            for change in {(each.api.url, each.proxy): each for each in self._open if each.hole}.values():
-                ours = [each.toxic for each in self._open if each.proxy == change.proxy and each.toxic]
-                change.api.replace_proxy(change.proxy, ours)
-            while self._open:
-                change = self._open[0]
-                if change.toxic:
-                    change.api.remove_toxic(change.proxy, change.toxic)
+            for change in self._open:
+                try:
+                    self._undo(change)
+                except ToxiproxyError as error:
+                    wrong.append(str(error))
+                    still_open.append(change)
                 else:
-                    change.api.set_enabled(change.proxy, True)
-                self._log.done(change.id)
-                done.append(f"{change.proxy}: {'toxic removed' if change.toxic else 'switched on'}")
-                self._open.pop(0)
+                    done.append(f"{change.proxy}: {'toxic removed' if change.toxic else 'switched on'}")
+            self._open = still_open
+        if wrong:
+            raise ToolkitError(f"{len(wrong)} of {len(wrong) + len(done)} NOT healed, tried again later: {wrong[0]}")
         return done
 
+    def _undo(self, change: _Change) -> None:
+        if change.toxic:
+            change.api.withdraw_toxic(change.proxy, change.toxic)
+        else:
+            enable_again(change.api, change.proxy, self._log, change.id)
+        self._log.done(change.id)
+
     def close(self) -> None:
-        """Let the keeper heal what is left, and end."""
-        self._keeper.close()
+        """Let the keeper heal what is left, and end; say what it could not."""
+        wrong: list[str] = []
+        try:
+            if not self._keeper.alive():
+                # At an interpreter's end nothing can be healed from here any more.
+                self._keeper = Keeper.start(self._log.path, _keeper_folder())
+            wrong += [result.text for result in self._keeper.close() if not result.healed]
+        except KeeperError as error:
+            wrong.append(f"{error}; python -m chaos.heal heals what is left")
+        for line in wrong:
+            print(f"chaos.toolkit: {line}", file=sys.stderr)
         self._log.close()
 
 
 _links: list[_Links] = []
+
+
+def _keeper_folder() -> Path:
+    return cache_directory() / "toolkit"
 
 
 def _hurt() -> _Links:
@@ -129,10 +188,12 @@ def _hurt() -> _Links:
     return _links[0]
 
 
+@_checked
 def cut_link(
-    toxiproxy_url: str, proxy: str, ttl_s: float = 60.0, mode: str = "black_hole", allow_public: bool = False
+    toxiproxy_url: Name, proxy: Name, ttl_s: Seconds = 60.0, mode: str = "stall", allow_public: bool = False
 ) -> list[str]:
-    """Action: cut a link. mode: black_hole, stall, refuse, upstream or downstream, as in our README.
+    """Action: cut a link. mode: stall or refuse, as in our README; black_hole, upstream and downstream only at our own
+    Toxiproxy-compatible server, because Toxiproxy can crash after them.
 
     A proxy that is switched off already is refused, and toxics of others stay. The server must be at a loopback or
     private address unless allow_public.
@@ -140,49 +201,60 @@ def cut_link(
     modes = [cut.value for cut in Cut if cut is not Cut.RESET]
     if mode not in modes:
         raise ToolkitError(f"mode: expected one of {', '.join(modes)}, got {mode!r}")
-    return _hurt().add(_api(toxiproxy_url, allow_public), proxy, toxics(Cut(mode)), _ttl(ttl_s))
+    api = _api(toxiproxy_url, allow_public)
+    why = refusal(Cut(mode), api.version())
+    if why:
+        raise ToolkitError(f"mode: {why}")
+    return _hurt().add(api, proxy, toxics(Cut(mode)), ttl_s)
 
 
+@_checked
 def slow_link(
-    toxiproxy_url: str,
-    proxy: str,
-    ttl_s: float = 60.0,
-    latency_ms: float = 0.0,
-    jitter_ms: float = 0.0,
-    bytes_per_s: int | None = None,
+    toxiproxy_url: Name,
+    proxy: Name,
+    ttl_s: Seconds = 60.0,
+    latency_ms: Milliseconds = 0.0,
+    jitter_ms: Milliseconds = 0.0,
+    bytes_per_s: Annotated[int, msgspec.Meta(gt=0)] | None = None,
     allow_public: bool = False,
 ) -> list[str]:
     """Action: let a link's bytes come later, in both directions, or no faster than `bytes_per_s`."""
-    shape = Shape(
-        directions=("upstream", "downstream"),
-        latency_s=latency_ms / 1_000,
-        jitter_s=jitter_ms / 1_000,
-        bytes_per_s=bytes_per_s,
-    )
-    wanted = shape_toxics(shape)
+    try:
+        shape = Shape(
+            directions=("upstream", "downstream"),
+            latency_s=latency_ms / 1_000,
+            jitter_s=jitter_ms / 1_000,
+            bytes_per_s=bytes_per_s,
+        )
+        wanted = shape_toxics(shape)
+    except ValueError as error:
+        raise ToolkitError(f"slow_link: {error}") from None
     if not wanted:
         raise ToolkitError("expected latency_ms, jitter_ms or bytes_per_s")
-    return _hurt().add(_api(toxiproxy_url, allow_public), proxy, wanted, _ttl(ttl_s))
+    return _hurt().add(_api(toxiproxy_url, allow_public), proxy, wanted, ttl_s)
 
 
+@_checked
 def heal_links() -> list[str]:
     """Action, for the rollbacks: undo all that the others have done. Nothing to undo is no error."""
     return _links[0].heal() if _links else []
 
 
-def link_is_whole(toxiproxy_url: str, proxy: str, allow_public: bool = False) -> bool:
+@_checked
+def link_is_whole(toxiproxy_url: Name, proxy: Name, allow_public: bool = False) -> bool:
     """Probe: whether a proxy is switched on and has no toxic, whoever added it."""
     state = _api(toxiproxy_url, allow_public).proxy(proxy)
     return state is not None and state.enabled and not state.toxics
 
 
+@_checked
 def endpoint_metric(
-    url: str,
-    model: str,
+    url: Name,
+    model: Name,
     metric: str = "success_rate",
     rate: str = "5/s",
-    duration_s: float = 10.0,
-    timeout_s: float = 10.0,
+    duration_s: Seconds = 10.0,
+    timeout_s: Seconds = 10.0,
     api: str = "chat",
     api_key_env: str = "",
 ) -> float:
@@ -210,16 +282,17 @@ def endpoint_metric(
         return float(measured.value)
 
 
+@_checked
 def run_experiment(
-    experiment: str,
+    experiment: Name,
     world: str = "simulated",
-    seed: int = 1,
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 1,
     settings: dict[str, Any] | None = None,
     policy: str | None = None,
     profile: str | None = None,
     target: str | None = None,
     out: str = "results",
-    limit_s: float = 1_800.0,
+    limit_s: Annotated[float, msgspec.Meta(gt=0)] = 1_800.0,
 ) -> dict[str, Any]:
     """Action: run one of our experiments to its verdict: `verdict`, `reasons`, `results`.
 
@@ -227,7 +300,10 @@ def run_experiment(
     """
     overrides = [f"{path}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
                  for path, value in (settings or {}).items()]  # fmt: skip
-    load(find(experiment), overrides, policy, profile)
+    try:
+        load(find(experiment), overrides, policy, profile)
+    except ExperimentError as error:
+        raise ToolkitError(" ".join(str(error).split())) from None
     folder = Path(out) / f"toolkit-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
     command = ["chaos.run", experiment, "--world", world, "--seed", str(seed), "--out", str(folder)]
     for name, value in (("policy", policy), ("profile", profile), ("target", target)):
@@ -243,6 +319,7 @@ def run_experiment(
     return {"verdict": verdict.verdict.value, "reasons": verdict.reasons[:5], "results": results}
 
 
+@_checked
 def experiment_verdict(experiment: str, **arguments: Any) -> str:
     """Probe: the verdict of `run_experiment`, for a tolerance such as `"pass"`."""
     return str(run_experiment(experiment, **arguments)["verdict"])
@@ -272,17 +349,3 @@ def _api(url: str, allow_public: bool) -> Toxiproxy:
         if public:
             raise ToolkitError(f"{url}: {public} is neither loopback nor private; allow_public: true would allow it")
     return Toxiproxy(url)
-
-
-def _ttl(ttl_s: float) -> float:
-    if not 0 < ttl_s <= TTL_S_MAX:
-        raise ToolkitError(f"ttl_s: expected more than 0 and at most {TTL_S_MAX:g}, got {ttl_s}")
-    return ttl_s
-
-
-def _demand_switched_on(api: Toxiproxy, proxy: str) -> None:
-    state = api.proxy(proxy)
-    if state is None:
-        raise ToolkitError(f"{proxy}: no such proxy at {api.url}")
-    if not state.enabled:
-        raise ToolkitError(f"{proxy}: is switched off already, and not by us")

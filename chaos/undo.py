@@ -8,25 +8,16 @@ import contextlib
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import psutil
 
-from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError, ToxiproxyGone, ToxiproxyRefused
 from chaos.toxiproxy.launcher import cache_directory
 
 RUN_MARK = "MLX_CHAOS_RUN"
 """Environment variable that every process below a run inherits: the run's id."""
-TERM_S = 1.0
-"""How long a process may take to end by itself before it is killed."""
-_KILL_S = 2.0
-_THAW_S = 1.0
 _LOG_BYTES_MAX = 16 * 2**20
-_PROXIES_AT_ONCE = 8
 _CLOCK_SLACK_S = 1.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -43,7 +34,7 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="undo", kw_only=True):
 
 
 class ToxicEntry(_Entry, frozen=True, tag="toxic", kw_only=True):
-    """A toxic that a fault adds: to be removed. borrowed: the proxy is somebody else's and must not be replaced."""
+    """A toxic that a fault adds: to be removed. borrowed: see is_borrowed."""
 
     api_url: str
     proxy: str
@@ -52,10 +43,11 @@ class ToxicEntry(_Entry, frozen=True, tag="toxic", kw_only=True):
 
 
 class DisabledEntry(_Entry, frozen=True, tag="disabled", kw_only=True):
-    """A proxy that a fault disables: to be enabled."""
+    """A proxy that a fault disables: to be enabled. borrowed: see is_borrowed."""
 
     api_url: str
     proxy: str
+    borrowed: bool = False
 
 
 class ProxyEntry(_Entry, frozen=True, tag="proxy", kw_only=True):
@@ -85,8 +77,8 @@ class FrozenEntry(_Entry, frozen=True, tag="frozen", kw_only=True):
     name: str
 
 
-_OnProxy = ToxicEntry | DisabledEntry | ProxyEntry
-Entry = _OnProxy | ProcessEntry | FrozenEntry
+OnProxy = ToxicEntry | DisabledEntry | ProxyEntry
+Entry = OnProxy | ProcessEntry | FrozenEntry
 
 
 class Runner(msgspec.Struct, frozen=True, tag_field="undo", tag="runner"):
@@ -99,14 +91,6 @@ class Runner(msgspec.Struct, frozen=True, tag_field="undo", tag="runner"):
 
 class _Done(msgspec.Struct, frozen=True, tag_field="undo", tag="done"):
     id: str
-
-
-class HealResult(msgspec.Struct, frozen=True):
-    """What became of one entry. healed: verified, never assumed. text: one line."""
-
-    entry: Entry
-    healed: bool
-    text: str
 
 
 _line_decoder = msgspec.json.Decoder(Runner | _Done | Entry)
@@ -234,15 +218,34 @@ def read_log(path: Path) -> LogContent:
     return LogContent(runner, list(entries.values()), torn)
 
 
+def is_borrowed(entry: Entry) -> bool:
+    """Whether it is about a proxy of somebody else's, at a server that the run has not started.
+
+    Such a proxy is never replaced, and the fault in it does not end because its server cannot be reached.
+    """
+    return isinstance(entry, ToxicEntry | DisabledEntry) and entry.borrowed
+
+
 def is_alive(pid: int, created_s: float) -> bool:
     """Whether this very process runs: same pid and same time of creation, and not a zombie.
 
     A process that may not be looked at, because it is another user's, counts as alive.
     """
     try:
-        return _find(pid, created_s) is not None
+        return find_process(pid, created_s) is not None
     except psutil.AccessDenied:
         return True
+
+
+def find_process(pid: int, created_s: float) -> psutil.Process | None:
+    """This very process, None when it has ended. Raises psutil.AccessDenied where it must not be looked at."""
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created_s) > _CLOCK_SLACK_S or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.NoSuchProcess:
+        return None
+    return process
 
 
 def marked_processes(run_id: str) -> list[ProcessEntry]:
@@ -259,191 +262,3 @@ def marked_processes(run_id: str) -> list[ProcessEntry]:
                     ProcessEntry(pid=process.pid, created_s=process.create_time(), name=process.info["name"] or "?")
                 )
     return found
-
-
-def heal_entry(entry: Entry) -> HealResult:
-    """Undo one entry and verify it. Undoing what is undone already, or was never done, is healed too."""
-    return heal_all([entry])[0]
-
-
-def heal_all(entries: Iterable[Entry]) -> list[HealResult]:
-    """Undo everything, going on after an error. Results come in the order of the work.
-
-    Frozen processes go first, so that they can end when they are asked to. Then processes, together (`TERM_S` for all
-    of them), then everything else: newest first on each proxy, different proxies side by side, because a proxy can
-    keep its caller waiting for seconds. A proxy of ours is deleted before anything else on it: its toxics go with it,
-    without flushing what they hold for dead clients.
-    """
-    newest_first = list(entries)[::-1]
-    results = [_thaw(entry) for entry in newest_first if isinstance(entry, FrozenEntry)]
-    results += _end_processes([entry for entry in newest_first if isinstance(entry, ProcessEntry)])
-    proxies: dict[tuple[str, str], list[_OnProxy]] = {}
-    for entry in newest_first:
-        if not isinstance(entry, ProcessEntry | FrozenEntry):
-            proxies.setdefault((entry.api_url, entry.proxy), []).append(entry)
-    if proxies:
-        with ThreadPoolExecutor(min(_PROXIES_AT_ONCE, len(proxies)), thread_name_prefix="heal") as pool:
-            for part in pool.map(_heal_proxy, proxies.values()):
-                results += part
-    return results
-
-
-def _heal_proxy(entries: list[_OnProxy]) -> list[HealResult]:
-    toxics = [entry.toxic for entry in entries if isinstance(entry, ToxicEntry)]
-    entries.sort(key=lambda entry: not isinstance(entry, ProxyEntry))
-    return [_heal_on_proxy(entry, toxics) for entry in entries]
-
-
-def _heal_on_proxy(entry: _OnProxy, toxics: Sequence[str]) -> HealResult:
-    """toxics: all on this proxy that are being healed. If it has to be replaced, the link is dropped once for all."""
-    where = f"proxy {entry.proxy} at {entry.api_url}"
-    try:
-        api = Toxiproxy(entry.api_url)
-        match entry:
-            case ToxicEntry(borrowed=True):
-                text = f"toxic {entry.toxic} on {where}: {api.withdraw_toxic(entry.proxy, entry.toxic)}"
-            case ToxicEntry():
-                how = api.remove_toxic(entry.proxy, entry.toxic, toxics)
-                text = f"toxic {entry.toxic} on {where}: {how}"
-            case DisabledEntry():
-                api.set_enabled(entry.proxy, True)
-                text = f"{where}: enabled"
-            case ProxyEntry():
-                api.delete_proxy(entry.proxy)
-                text = f"{where}: deleted"
-    except ToxiproxyGone:
-        return HealResult(entry, True, f"{where}: server has ended, and the fault with it")
-    except ToxiproxyError as error:
-        if isinstance(error, ToxiproxyRefused) and error.status == 404:
-            return HealResult(entry, True, f"{where}: proxy is gone, and the fault with it")
-        return HealResult(entry, False, f"{where}: not healed: {error}")
-    return HealResult(entry, True, text)
-
-
-def _thaw(entry: FrozenEntry) -> HealResult:
-    where = f"process {entry.name} (pid {entry.pid})"
-    try:
-        process = _find(entry.pid, entry.created_s)
-        if process is None:
-            return HealResult(entry, True, f"{where}: had ended already")
-        process.resume()
-        ends_s = time.monotonic() + _THAW_S
-        while process.status() == psutil.STATUS_STOPPED:
-            if time.monotonic() >= ends_s:
-                return HealResult(entry, False, f"{where}: still frozen")
-            time.sleep(0.02)
-    except psutil.NoSuchProcess:
-        return HealResult(entry, True, f"{where}: has ended")
-    except (psutil.Error, OSError) as error:
-        return HealResult(entry, False, f"{where}: left frozen: {' '.join(str(error).split())}")
-    return HealResult(entry, True, f"{where}: goes on")
-
-
-def _find(pid: int, created_s: float) -> psutil.Process | None:
-    try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - created_s) > _CLOCK_SLACK_S or process.status() == psutil.STATUS_ZOMBIE:
-            return None
-    except psutil.NoSuchProcess:
-        return None
-    return process
-
-
-def _end_processes(entries: Sequence[ProcessEntry]) -> list[HealResult]:
-    """TERM to all, KILL to those that are left after TERM_S. Never signals a process that it has not identified."""
-    members: dict[str, list[psutil.Process]] = {}
-    refused: dict[str, str] = {}
-    for entry in entries:
-        try:
-            members[_key(entry)] = _members(entry)
-        except (psutil.Error, OSError, _NotOurs) as error:
-            refused[_key(entry)] = " ".join(str(error).split())
-    everything = [process for part in members.values() for process in part]
-    problems = _signal(everything, psutil.Process.terminate)
-    if everything and _running(everything, TERM_S):
-        problems |= _signal(_running(everything, 0.0), psutil.Process.kill)
-        _running(everything, _KILL_S)
-    results = []
-    for entry in entries:
-        where = f"process {entry.name} (pid {entry.pid})"
-        if _key(entry) in refused:
-            results.append(HealResult(entry, False, f"{where}: left alone: {refused[_key(entry)]}"))
-            continue
-        part = members[_key(entry)]
-        running = {process.pid for process in _running(part, 0.0)}
-        if entry.group and part:
-            # What the group forked after it was looked up.
-            running |= {process.pid for process in _group(entry.pid)}
-        if running:
-            why = "; ".join(problems[pid] for pid in sorted(running) if pid in problems) or "survived SIGKILL"
-            results.append(HealResult(entry, False, f"{where}: still running: {sorted(running)}: {why}"))
-        else:
-            results.append(HealResult(entry, True, f"{where}: {'ended' if part else 'had ended already'}"))
-    return results
-
-
-class _NotOurs(Exception):
-    pass
-
-
-def _key(entry: ProcessEntry) -> str:
-    return f"{entry.pid}/{entry.created_s}/{entry.group}"
-
-
-def _members(entry: ProcessEntry) -> list[psutil.Process]:
-    if entry.pid <= 1 or entry.pid == os.getpid():
-        raise _NotOurs(f"pid {entry.pid} must not be ended from here")
-    leader = _find(entry.pid, entry.created_s)
-    if not entry.group:
-        return [leader] if leader else []
-    group = _group(entry.pid)
-    if leader is None:
-        # A group whose leader is gone cannot be told from one that got the same number later.
-        if group:
-            raise _NotOurs(f"its leader is gone, yet group {entry.pid} has {sorted(p.pid for p in group)}")
-        return []
-    if os.getpgid(0) == entry.pid:
-        raise _NotOurs("it is the group of this very process")
-    return [leader, *(process for process in group if process.pid != leader.pid)]
-
-
-def _group(number: int) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _group_of(process) == number]
-
-
-def _group_of(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, OSError):
-        return None
-
-
-def _signal(processes: Sequence[psutil.Process], send: Callable[[psutil.Process], None]) -> dict[int, str]:
-    problems: dict[int, str] = {}
-    for process in processes:
-        try:
-            send(process)
-        except psutil.NoSuchProcess:
-            continue
-        except (psutil.Error, OSError) as error:
-            problems[process.pid] = " ".join(str(error).split())
-    return problems
-
-
-def _running(processes: Sequence[psutil.Process], limit_s: float) -> list[psutil.Process]:
-    """Those that still run after at most `limit_s`. A zombie has ended; its parent reaps it when it likes."""
-    ends_s = time.monotonic() + limit_s
-    while True:
-        left = [process for process in processes if _runs(process)]
-        if not left or time.monotonic() >= ends_s:
-            return left
-        time.sleep(0.02)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True

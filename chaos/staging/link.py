@@ -13,7 +13,7 @@ from chaos.staging.budget import BudgetSpent, DayBudget
 from chaos.staging.nats import NatsMonitor
 from chaos.staging.witness import Held, Reading, look
 from chaos.target import LinkSpec, TargetError
-from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError, check_toxic
+from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError, ToxiproxyUnsafe, check_toxic
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
 from chaos.worlds.proxied import shape_toxics, toxics
 from chaos.worlds.world import Cut, HandleError, LinkState, Shape
@@ -110,7 +110,8 @@ class StagingLink:
             there = ", ".join(sorted(self._api.proxies())[:12]) or "none"
             raise TargetError(f"{field}: no proxy {self.spec.proxy!r} at {self._api.url}; there is {there}")
         if not shown.get("enabled"):
-            raise TargetError(f"{field}: {self.spec.proxy} is disabled already, so the link is cut without us")
+            hint = "if an earlier run was cut off in a fault: python -m chaos.heal"
+            raise TargetError(f"{field}: {self.spec.proxy} is disabled already, so the link is cut without us; {hint}")
         if self.spec.upstream and shown.get("upstream") != self.spec.upstream:
             leads = f"{self.spec.proxy} leads to {shown.get('upstream')}"
             raise TargetError(f"links.{self.node}.upstream: {leads}, the file says {self.spec.upstream}")
@@ -200,10 +201,12 @@ class StagingLink:
     def _cut(self, cut: Cut, ttl_s: float) -> None:
         if cut not in (Cut.REFUSE, Cut.RESET):
             return self._add(toxics(cut), ttl_s)
-        undo = self._begin(ttl_s)
-        entry = DisabledEntry(api_url=self._api.url, proxy=self.spec.proxy, expires_unix_s=time.time() + ttl_s)
+        undo, expires_s = self._begin(ttl_s), time.time() + ttl_s
+        demand_enabled(self._api, self.spec.proxy)
+        entry = DisabledEntry(api_url=self._api.url, proxy=self.spec.proxy, borrowed=True, expires_unix_s=expires_s)
         self._open.append((undo.add(entry), None))
         self._api.set_enabled(self.spec.proxy, False)
+        demand_in_time(self._api, self.spec.proxy, expires_s)
         return self._restore() if cut is Cut.RESET else None
 
     def _add(self, wanted: tuple[Toxic, ...], ttl_s: float) -> None:
@@ -224,16 +227,40 @@ class StagingLink:
     def _restore(self) -> None:
         while self._open:
             entry_id, toxic = self._open[0]
+            assert self._undo is not None
             if toxic is None:
-                self._api.set_enabled(self.spec.proxy, True)
+                enable_again(self._api, self.spec.proxy, self._undo, entry_id)
             else:
                 self._api.withdraw_toxic(self.spec.proxy, toxic.name)
-            assert self._undo is not None
             self._undo.done(entry_id)
             self._open.pop(0)
         if self._began_s is not None and self._budget is not None:
             self._budget.end(f"{self._mark}-{self.node}", time.monotonic() - self._began_s)
             self._began_s = None
+
+
+def demand_enabled(api: Toxiproxy, proxy: str) -> None:
+    """Before a proxy of somebody else's is disabled. Raises ToxiproxyUnsafe where we would have to enable it again.
+
+    A proxy does not tell who has disabled it: whoever does so while we do is taken for us.
+    """
+    state = api.proxy(proxy)
+    if state is None or not state.enabled:
+        why = "no such proxy there" if state is None else "disabled already: left as it is"
+        raise ToxiproxyUnsafe(f"proxy {proxy} at {api.url}: {why}")
+
+
+def demand_in_time(api: Toxiproxy, proxy: str, expires_unix_s: float) -> None:
+    """After one was disabled: enable it again where we were suspended meanwhile, for so long that nobody else would."""
+    if time.time() >= expires_unix_s:
+        api.set_enabled(proxy, True)
+        raise ToxiproxyUnsafe(f"proxy {proxy} at {api.url}: disabled after its time limit, so it was enabled again")
+
+
+def enable_again(api: Toxiproxy, proxy: str, undo: UndoLog, entry_id: str) -> None:
+    """Unless the keeper has done so at the time limit: how it is since then is its owner's business."""
+    if any(entry.id == entry_id for entry in undo.open_entries()):
+        api.set_enabled(proxy, True)
 
 
 def differences(proxy: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:

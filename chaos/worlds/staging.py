@@ -265,8 +265,8 @@ class StagingWorld(RealTime):
         left: list[str] = []
         if self._keeper is not None:
             left = [result.text for result in self._keeper.close() if not result.healed]
-        if self._undo is not None:
-            self._undo.close()
+        if self._undo is not None and not self._undo.close() and not left:
+            left.append(f"something is not undone, see {self._undo.path}; python -m chaos.heal")
         return left
 
     def _examine(self) -> None:

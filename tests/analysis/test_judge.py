@@ -368,6 +368,16 @@ def test_a_run_that_its_guard_stopped(by: str, outcome: Outcome) -> None:
     assert "the run was stopped: because" in verdict.reasons
 
 
+@pytest.mark.parametrize(("verified_s", "outcome"), [(None, Outcome.INCONCLUSIVE), (9.5, Outcome.INVALID)])
+def test_a_stop_may_leave_a_fault_no_time_for_its_proof(verified_s: float | None, outcome: Outcome) -> None:
+    """Nobody knows then whether it took effect; where it was looked at before, and had none, that still counts."""
+    run = fresh()
+    run.change(run.find("faults")[0], verified=False, verified_s=verified_s, healed_s=9.6, evidence='{"bite": {}}')
+    run.add("director", EventRow(9.6, "guard", "stop_file", detail="because"))
+    run.info = msgspec.structs.replace(run.info, complete=False, ended_by="the guard: because")
+    assert verdict_of(run).verdict is outcome
+
+
 def test_the_verdict_says_what_a_fault_struck_in_the_midst_of() -> None:
     run = fresh()
     run.change(run.find("faults")[0], states=["prefill at worker-0: 2"])

@@ -14,11 +14,13 @@ import msgspec
 import psutil
 import pytest
 
+from chaos import keeper as keeping
 from chaos.keeper import Keeper, KeeperError
 from chaos.toxiproxy.adapter import Toxic, Toxiproxy
-from chaos.undo import RUN_MARK, ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
+from chaos.undo import RUN_MARK, DisabledEntry, ProcessEntry, ToxicEntry, UndoLog, is_alive, undo_directory
 from chaos.worlds.proxied import toxics
 from chaos.worlds.world import Cut
+from tests.chaos.toxiproxy.conformance.rig import free_port
 from tests.toxiproxy.real_server import real_server, server_path
 from tests.toxiproxy.stub_server import OneProxy, stub_server
 
@@ -217,6 +219,79 @@ def test_both_toxics_of_a_black_hole_go_in_one_replacement_and_what_is_healed_is
         changes = [request for request in seen if not request.startswith("GET ")]
     assert changes == ["DELETE /proxies/w", "POST /proxies", "POST /proxies/w/toxics"]
     assert [toxic["name"] for toxic in server.state["toxics"]] == ["slow"]
+
+
+def _told(folder: Path, text: str) -> bool:
+    return text in (folder / "keeper.log").read_text()
+
+
+def test_a_borrowed_proxy_is_given_back_once_and_as_soon_as_its_server_answers_again(
+    keeper: tuple[Keeper, UndoLog], tmp_path: Path
+) -> None:
+    """At the time limit nothing listens there. Afterwards its owner disables it, which is none of our business."""
+    started, log = keeper
+    port, server = free_port(), OneProxy([], enabled=False)
+    url = f"http://127.0.0.1:{port}"
+    log.add(DisabledEntry(api_url=url, proxy="w", borrowed=True, expires_unix_s=time.time() - 1))
+    assert _eventually(lambda: _told(tmp_path, "NOT healed"), 10.0)
+    assert len(log.open_entries()) == 1
+    with stub_server(server.answer, server.bodies, port):
+        assert _eventually(lambda: server.state["enabled"] is True, 10.0)
+        assert _eventually(lambda: log.open_entries() == [], 5.0)
+        server.state["enabled"] = False
+        assert not _eventually(lambda: server.state["enabled"] is True, 1.5)
+        assert [result.healed for result in started.close()] == []
+        assert server.state["enabled"] is False
+
+
+def test_a_keeper_stays_for_a_borrowed_proxy_until_it_is_healed_or_told_to_end(tmp_path: Path) -> None:
+    """Both at once, for each takes seconds: one whose runner closes, and one whose runner is gone."""
+    port, server = free_port(), OneProxy([], enabled=False)
+    url = f"http://127.0.0.1:{port}"
+    log, orphaned = UndoLog.create("run-1"), UndoLog.create("run-2")
+    log.add(DisabledEntry(api_url=url, proxy="w", borrowed=True))
+    orphaned.add(ToxicEntry(api_url=url, proxy="w", toxic="t", borrowed=True))
+    (tmp_path / "orphan").mkdir()
+    started, orphan = Keeper.start(log.path, tmp_path), Keeper.start(orphaned.path, tmp_path / "orphan")
+    try:
+        orphan._close_pipes()
+        (result,) = started.close()
+        assert not result.healed
+        assert f"the keeper (pid {started.pid}) goes on trying" in result.text
+        assert not log.close()
+        assert started.alive()
+        assert _eventually(lambda: _told(tmp_path / "orphan", "staying"), 15.0)
+        assert orphan.alive()
+        os.kill(orphan.pid, signal.SIGTERM)
+        assert orphan._process.wait(10) == 1
+        assert _told(tmp_path / "orphan", "NOT everything is healed: python -m chaos.heal")
+        assert len(orphaned.open_entries()) == 1
+        with stub_server(server.answer, server.bodies, port):
+            assert started._process.wait(15) == 0
+        assert server.state["enabled"] is True
+        assert not log.path.exists()
+    finally:
+        for left in (started, orphan):
+            left._process.kill()
+
+
+def test_a_keeper_stays_for_nothing_that_is_forgotten_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(keeping, "RETRY_S", 0.01)
+    log = UndoLog.create("run-1")
+    log.add(ToxicEntry(api_url="http://127.0.0.1:1", proxy="w", toxic="t", borrowed=True))
+    reading, writing = os.pipe()
+    monkeypatch.setattr(keeping, "_STAY_S_MAX", 0.2)
+    assert keeping._stay(log.path, reading) is False
+    said = capsys.readouterr().err
+    assert said.count("nothing listens there") == 1, "what is said already is not said again"
+    assert "NOT everything is healed" in said
+    monkeypatch.setattr(keeping, "_STAY_S_MAX", 60.0)
+    log.path.unlink()
+    assert keeping._stay(log.path, reading) is True
+    for end in (reading, writing):
+        os.close(end)
 
 
 @pytest.mark.live

@@ -11,11 +11,12 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from chaos.healing import heal_entry
 from chaos.toxiproxy import launcher
 from chaos.toxiproxy.adapter import ToxiproxyRefused, ToxiproxyUnsafe
 from chaos.toxiproxy.launcher import ToxiproxyUnavailable
 from chaos.toxiproxy.messages import MessageToxic, MessageToxiproxy
-from chaos.undo import ToxicEntry, heal_entry
+from chaos.undo import ToxicEntry
 from chaos.worlds.proxied_messages import ProxiedMessages
 from chaos.worlds.servers import Servers
 from chaos.worlds.world import HandleError, Meddling, MessageCounts, MessageRule

@@ -1,7 +1,11 @@
 """The bridge to Chaos Toolkit: what it hurts is undone in every case, and the shipped example runs."""
 
+import atexit
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +20,8 @@ from chaos.toxiproxy.adapter import Toxic, Toxiproxy
 from chaos.undo import undo_directory
 from tests.chaos.toxiproxy.conformance.rig import free_port, running
 from tests.processes import ROOT
+from tests.toxiproxy.real_server import real_server, server_path
+from tests.toxiproxy.stub_server import OneProxy, stub_server
 
 EXAMPLE = ROOT / "chaos" / "examples" / "chaostoolkit.json"
 FOREIGN = Toxic("theirs", "latency", "upstream", {"latency": 7, "jitter": 0})
@@ -57,6 +63,106 @@ def test_a_cut_is_healed_and_what_others_did_to_the_link_stays(server: Toxiproxy
     assert toolkit.heal_links() == []
 
 
+@pytest.mark.parametrize("kind", ["embedded", "real"])
+def test_a_borrowed_proxy_is_never_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What goes through it lives on, and arrives: also with the cut that is made unless another is asked for."""
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path / "cache"))
+    if kind == "real":
+        monkeypatch.setenv("TOXIPROXY_SERVER", server_path())
+    with contextlib.ExitStack() as stack:
+        if kind == "real":
+            api = stack.enter_context(real_server())
+        else:
+            api = Toxiproxy(f"http://127.0.0.1:{stack.enter_context(running('embedded')).port}")
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(10)
+        made = api.create_proxy("link", "127.0.0.1:0", f"127.0.0.1:{listener.getsockname()[1]}")
+        api.add_toxic("link", FOREIGN)
+        address = ("127.0.0.1", int(made.listen.rpartition(":")[2]))
+        client = stack.enter_context(socket.create_connection(address, 10))
+        end = stack.enter_context(listener.accept()[0])
+        end.settimeout(10)
+        try:
+            for hurt in (toolkit.cut_link, toolkit.slow_link):
+                hurt(api.url, "link", **({"latency_ms": 20} if hurt is toolkit.slow_link else {}))
+                client.sendall(b"x")
+                assert toolkit.heal_links()
+                client.sendall(b"y")
+                assert end.recv(1) + end.recv(1) == b"xy"
+                assert left(api) == (True, ["theirs"])
+            if kind == "real":
+                with pytest.raises(ToolkitError, match="mode: black_hole needs the toxic `timeout`"):
+                    toolkit.cut_link(api.url, "link", mode="black_hole")
+        finally:
+            toolkit._links.pop().close()
+
+
+def test_what_its_owner_has_switched_off_since_the_time_limit_stays_off(server: Toxiproxy, proxy: str) -> None:
+    toolkit.cut_link(server.url, proxy, mode="refuse", ttl_s=0.5)
+    assert _soon(lambda: toolkit._links[0]._log.open_entries() == [])
+    assert left(server)[0] is True
+    server.set_enabled(proxy, False)
+    toolkit.heal_links()
+    assert left(server)[0] is False
+
+
+def test_a_server_that_is_out_of_reach_is_not_called_healed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path / "cache"))
+    one = OneProxy([])
+    with stub_server(
+        lambda method, path: (200, b'{"version": "2.12.0"}') if path == "/version" else one.answer(method, path),
+        one.bodies,
+    ) as (url, _):
+        toolkit.cut_link(url, "w", mode="refuse")
+    links = toolkit._links.pop()
+    try:
+        with pytest.raises(ToolkitError, match=r"1 of 1 NOT healed, tried again later: .*nothing listens there"):
+            links.heal()
+        links._keeper._process.kill()
+        links._keeper._process.wait()
+        links.close()
+        assert "goes on trying" in capsys.readouterr().err, "a new one does the work of one that was killed"
+        assert len(list(undo_directory().glob("*.jsonl"))) == 1
+    finally:
+        atexit.unregister(links.close)
+        links._keeper._process.kill()
+        links._keeper._process.wait()
+
+
+def test_an_argument_of_another_type_is_told_in_a_line(server: Toxiproxy, proxy: str) -> None:
+    """As they come from JSON, YAML and environment variables."""
+    calls: list[tuple[str, Callable[..., object], dict[str, object]]] = [
+        ("latency_ms: expected `float`, got `str`", toolkit.slow_link, {"latency_ms": "x"}),
+        ("latency_ms: expected `float` >= 0.0", toolkit.slow_link, {"latency_ms": -5}),
+        ("jitter_ms: expected `float`", toolkit.slow_link, {"jitter_ms": float("nan")}),
+        ("bytes_per_s: expected `int | null`", toolkit.slow_link, {"bytes_per_s": "fast"}),
+        ("slow_link: 7 bytes/s", toolkit.slow_link, {"bytes_per_s": 7}),
+        ("ttl_s: expected `float`, got `str`, given '60'", toolkit.cut_link, {"ttl_s": "60"}),
+        ("ttl_s: expected `float` <= 3600.0", toolkit.cut_link, {"ttl_s": 1e9}),
+        ("allow_public: expected `bool`", toolkit.cut_link, {"allow_public": "false"}),
+        ("mode: expected `str`", toolkit.cut_link, {"mode": None}),
+        ("cut_link: got an unexpected keyword argument 'tll_s'", toolkit.cut_link, {"tll_s": 5}),
+    ]
+    for wrong, call, arguments in calls:
+        with pytest.raises(ToolkitError, match=re.escape(wrong)) as caught:
+            call(server.url, proxy, **arguments)
+        assert "\n" not in str(caught.value)
+    assert left(server) == (True, ["theirs"])
+    for wrong, call, arguments in (
+        ("toxiproxy_url: expected `str`", toolkit.link_is_whole, {"toxiproxy_url": 5, "proxy": proxy}),
+        ("link_is_whole: missing a required argument: 'proxy'", toolkit.link_is_whole, {"toxiproxy_url": server.url}),
+        ("duration_s: expected `float`", toolkit.endpoint_metric, {"url": "u", "model": "m", "duration_s": "1"}),
+        ("seed: expected `int`", toolkit.run_experiment, {"experiment": "network_partition", "seed": "1"}),
+        ("settings: expected `object | null`", toolkit.experiment_verdict, {"experiment": "x", "settings": [1]}),
+        ("experiment_verdict: missing", toolkit.experiment_verdict, {}),
+        ("nobody_knows", toolkit.experiment_verdict, {"experiment": "nobody_knows"}),
+    ):
+        with pytest.raises(ToolkitError, match=re.escape(wrong)):
+            call(**arguments)
+
+
 def test_a_slow_link_is_slow_both_ways(server: Toxiproxy, proxy: str) -> None:
     toolkit.slow_link(server.url, proxy, latency_ms=200, bytes_per_s=50_000)
     state = server.proxy(proxy)
@@ -96,7 +202,7 @@ def test_what_it_will_not_do_is_said_in_a_line(server: Toxiproxy, proxy: str) ->
         with pytest.raises(ToolkitError, match=wrong):
             call()
     server.set_enabled(proxy, False)
-    with pytest.raises(ToolkitError, match="switched off already"):
+    with pytest.raises(ToolkitError, match="disabled already"):
         toolkit.cut_link(server.url, proxy, mode="refuse")
     assert left(server) == (False, ["theirs"]), "it must not be switched on by a heal either"
 

@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from chaos import heal
+from chaos.healing import heal_all, heal_entry
 from chaos.undo import (
     DisabledEntry,
     FrozenEntry,
@@ -17,13 +19,11 @@ from chaos.undo import (
     ToxicEntry,
     UndoError,
     UndoLog,
-    heal_all,
-    heal_entry,
     is_alive,
     read_log,
     undo_directory,
 )
-from tests.toxiproxy.stub_server import PROXY, Answer, body, stub_server
+from tests.toxiproxy.stub_server import PROXY, Answer, OneProxy, body, stub_server
 
 NOWHERE = "http://127.0.0.1:1"
 TOXIC = ToxicEntry(api_url=NOWHERE, proxy="w", toxic="slow", expires_unix_s=5.0)
@@ -149,6 +149,36 @@ def test_a_server_that_has_ended_has_no_faults_any_more() -> None:
     assert "server has ended" in results[0].text
 
 
+BORROWED = (
+    ToxicEntry(api_url=NOWHERE, proxy="w", toxic="slow", borrowed=True),
+    DisabledEntry(api_url=NOWHERE, proxy="w", borrowed=True),
+)
+
+
+def test_a_server_of_somebody_else_that_is_out_of_reach_still_has_its_faults() -> None:
+    results = heal_all(BORROWED)
+    assert [result.healed for result in results] == [False, False]
+    assert all("NOT healed" in result.text and "nothing listens there" in result.text for result in results)
+
+
+@pytest.mark.parametrize("entry", BORROWED, ids=lambda entry: type(entry).__name__)
+def test_what_answers_in_place_of_such_a_server_does_not_heal_it(entry: ToxicEntry | DisabledEntry) -> None:
+    """A gateway whose backend is away says 404 to everything; Toxiproxy itself has a list in which the proxy is not."""
+    with stub_server(lambda method, path: (404, b"404 page not found")) as (url, _):
+        assert not heal_entry(msgspec.structs.replace(entry, api_url=url)).healed
+    with stub_server(lambda method, path: (200, b"{}") if path == "/proxies" else (404, b"{}")) as (url, _):
+        result = heal_entry(msgspec.structs.replace(entry, api_url=url))
+    assert result.healed
+    assert "proxy is gone" in result.text
+
+
+def test_a_log_from_before_is_read_as_about_proxies_of_our_own() -> None:
+    log = UndoLog.create("run-1")
+    with log.path.open("ab") as file:
+        file.write(b'\n{"undo":"disabled","id":"r1","api_url":"http://127.0.0.1:1","proxy":"w"}')
+    assert log.open_entries() == [DisabledEntry(id="r1", api_url=NOWHERE, proxy="w")]
+
+
 def test_what_was_not_verified_is_not_called_healed_and_the_rest_goes_on() -> None:
     def stays(method: str, path: str) -> Answer:
         toxic = {"name": "slow", "type": "latency", "stream": "upstream", "toxicity": 1.0, "attributes": {}}
@@ -237,6 +267,43 @@ def test_heal_command_skips_live_runners_and_heals_after_dead_ones(capsys: pytes
     assert "run-1: toxic slow on proxy w" in capsys.readouterr().out
     assert _heal() == 0
     assert "server has ended" in capsys.readouterr().out
+    assert not log.path.exists()
+
+
+def _orphan(log: UndoLog) -> None:
+    log.path.write_text(log.path.read_text().replace(f'"pid":{os.getpid()}', '"pid":999999999'))
+
+
+def test_heal_command_finishes_it_when_the_server_of_somebody_else_answers_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "_TRY_S", 0.1)
+    server = OneProxy([])
+    server.state["enabled"] = False
+    with stub_server(server.answer, server.bodies) as (url, seen):
+        log = UndoLog.create("run-1")
+        log.add(DisabledEntry(api_url=NOWHERE, proxy="w", borrowed=True))
+        _orphan(log)
+        assert _heal() == 1
+        assert "NOT healed" in capsys.readouterr().out
+        assert log.path.exists()
+        log.path.write_text(log.path.read_text().replace(NOWHERE, url))
+        assert _heal() == 0
+        assert "enabled" in capsys.readouterr().out
+        assert server.state["enabled"]
+        assert "POST /proxies/w" in seen
+    assert not log.path.exists()
+
+
+def test_heal_command_forgets_what_nobody_can_heal_when_it_is_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    log = UndoLog.create("run-1")
+    log.add(BORROWED[1])
+    for name in ("run-1", "run-2", "../x"):
+        assert _heal("--forget", name) == 1, "a run that lives, or none"
+    _orphan(log)
+    assert log.path.exists()
+    assert _heal("--forget", "run-1") == 0
+    assert "forgotten: proxy w at http://127.0.0.1:1: disabled, to be enabled" in capsys.readouterr().out
     assert not log.path.exists()
 
 

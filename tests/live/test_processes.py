@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from chaos.keeper import heal_log
+from chaos.healing import heal_log
 from chaos.undo import FrozenEntry, UndoError, UndoLog
 from chaos.worlds.processes import ActorProcess, Processes, status
 from chaos.worlds.world import HandleError

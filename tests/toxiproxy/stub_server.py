@@ -30,6 +30,8 @@ class OneProxy:
             case "DELETE", "/proxies/w":
                 self.state.clear()
                 return 204, b""
+            case "POST", "/proxies/w":
+                self.state.update(json.loads(self.bodies[-1]))
             case "POST", "/proxies":
                 self.state.update({**json.loads(self.bodies[-1]), "toxics": []})
                 return 201, body(self.state)
@@ -40,7 +42,7 @@ class OneProxy:
 
 
 @contextmanager
-def stub_server(answer: Answerer, bodies: list[bytes] | None = None) -> Iterator[tuple[str, list[str]]]:
+def stub_server(answer: Answerer, bodies: list[bytes] | None = None, port: int = 0) -> Iterator[tuple[str, list[str]]]:
     """The server's URL, and the requests (`METHOD path`) it has had. bodies: gets what was sent with each of them."""
     seen: list[str] = []
 
@@ -64,7 +66,7 @@ def stub_server(answer: Answerer, bodies: list[bytes] | None = None) -> Iterator
         def log_message(self, format: str, *args: Any) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:

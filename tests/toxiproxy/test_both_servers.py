@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from chaos.healing import heal_all
 from chaos.toxiproxy.adapter import (
     Toxic,
     Toxiproxy,
@@ -18,7 +19,7 @@ from chaos.toxiproxy.adapter import (
     ToxiproxyUnsafe,
 )
 from chaos.toxiproxy.launcher import ToxiproxyUnavailable
-from chaos.undo import ToxicEntry, heal_all
+from chaos.undo import ToxicEntry
 from tests.chaos.toxiproxy.conformance.rig import (
     HOST,
     PATIENCE_S,

@@ -11,11 +11,12 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chaos.healing import heal_all
 from chaos.staging.budget import DayBudget
 from chaos.staging.link import PREFIX, StagingLink, differences, embedded, refusal
 from chaos.target import Budget, LinkSpec, TargetError
 from chaos.toxiproxy.adapter import Toxiproxy
-from chaos.undo import UndoLog, heal_all
+from chaos.undo import UndoLog
 from chaos.worlds.world import Cut, HandleError, Shape
 from tests.chaos.staging.fakes import FakeCluster, fake_cluster
 
@@ -152,6 +153,40 @@ def test_who_the_target_is_comes_before_every_strike(cluster: FakeCluster) -> No
     with pytest.raises(HandleError, match="it is another one now"):
         asyncio.run(borrowed.link.cut(Cut.RESET, TTL_S))
     assert (cluster.proxy(), borrowed.undo.open_entries(), borrowed.budget.spent().open) == (before, [], {})
+
+
+def test_what_its_owner_has_disabled_meanwhile_stays_disabled(cluster: FakeCluster) -> None:
+    """Just before we would; and after the keeper has given it back at its time limit."""
+    clean(cluster)
+    url = f"{cluster.toxiproxy_url}/proxies/w0"
+    borrowed = Borrowed(cluster)
+    requests.post(url, json={"enabled": False}, timeout=5)
+    with pytest.raises(HandleError, match="disabled already: left as it is"):
+        asyncio.run(borrowed.link.cut(Cut.REFUSE, TTL_S))
+    asyncio.run(borrowed.link.restore())
+    assert (cluster.proxy()["enabled"], borrowed.undo.open_entries()) == (False, [])
+    assert borrowed.budget.spent().open == {}
+
+    clean(cluster)
+    asyncio.run(borrowed.link.cut(Cut.REFUSE, TTL_S))
+    (entry,) = borrowed.undo.open_entries()
+    assert heal_all([entry])[0].healed
+    borrowed.undo.done(entry.id)
+    requests.post(url, json={"enabled": False}, timeout=5)
+    asyncio.run(borrowed.link.restore())
+    assert cluster.proxy()["enabled"] is False
+    clean(cluster)
+
+
+def test_a_strike_that_comes_after_its_time_limit_is_taken_back(cluster: FakeCluster) -> None:
+    """The keeper may have looked after it already, when there was nothing to undo."""
+    clean(cluster)
+    borrowed = Borrowed(cluster)
+    with pytest.raises(HandleError, match="after its time limit"):
+        asyncio.run(borrowed.link.cut(Cut.REFUSE, 0.0))
+    assert cluster.proxy()["enabled"] is True
+    asyncio.run(borrowed.link.restore())
+    assert borrowed.undo.open_entries() == []
 
 
 def test_what_it_is_not_begun_with(cluster: FakeCluster) -> None:

@@ -1,6 +1,8 @@
 """Whole runs at a small cluster of somebody else, in this process."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -201,7 +203,85 @@ def test_a_run_that_ends_in_the_midst_of_a_fault_leaves_nothing(
                 time.sleep(0.02)
             print(f"{end}: healed after {time.monotonic() - began_s:.2f} s")
             if end != "killed":
-                # Inconclusive, or invalid where it was stopped before its proof.
-                assert child.wait(60) in {"stopped": (3, 4), "interrupted": (130,)}[end]
+                # Inconclusive, also where it was stopped before its proof; invalid where this machine stood still.
+                code = child.wait(60)
+                said = " ".join(json.loads((tmp_path / "out/latest/verdict.json").read_bytes())["reasons"])
+                spoilt = code == 4 and "the fault" not in said
+                assert spoilt or code == {"stopped": 3, "interrupted": 130}[end], said
             assert child.left()[0] == []
         assert cluster.proxy() == before
+
+
+@pytest.mark.verify
+def test_a_fault_that_nobody_can_reach_any_more_is_said_to_be_there_and_healed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way to the API of the real Toxiproxy is lost in the midst of the fault, and is there again after the run."""
+    path = server_path()
+    monkeypatch.setenv("MLX_CHAOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TOXIPROXY_SERVER", path)
+    words = [word for setting in (*SETTINGS, "faults.cut.mode=refuse") for word in ("--set", setting)]
+    with real_server() as api, fake_cluster(tmp_path, api.url) as cluster:
+        before = cluster.proxy()
+        port = int(api.url.rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            way = stack.enter_context(Tunnel(port))
+            target = str(cluster.file(steady=PATIENT, toxiproxies={"all": f"http://127.0.0.1:{way.port}"}))
+            child = Run(["staging_link", "--world", "staging", "--target", target, *words], tmp_path / "out")
+            stack.enter_context(child)
+            assert child.await_line("^injected", 90), child.tail()
+            way.close()
+            (tmp_path / "stop").touch()
+            code = child.wait(120)
+            assert code == 1, child.tail()
+            assert any("LEFT BEHIND" in line and "goes on trying" in line for line in child.lines), child.tail()
+            assert "left behind" in " ".join(
+                json.loads((tmp_path / "out/latest/verdict.json").read_bytes())["reasons"]
+            )
+            assert cluster.proxy()["enabled"] is False
+            with Tunnel(port, way.port):
+                ends_s = time.monotonic() + 20
+                while cluster.proxy() != before:
+                    assert time.monotonic() < ends_s, "the keeper has given up"
+                    time.sleep(0.05)
+                assert child.left()[0] == [], "it has nothing more to do"
+        assert list((tmp_path / "cache" / "undo").iterdir()) == []
+
+
+class Tunnel:
+    """A port of its own that leads to another one, until it is closed."""
+
+    def __init__(self, to: int, port: int = 0) -> None:
+        self._to = to
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "Tunnel":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """New connections are refused from now on."""
+        with contextlib.suppress(OSError):
+            # On Linux a listener that is only closed goes on while somebody waits in accept.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                one, _ = self._listener.accept()
+                other = socket.create_connection(("127.0.0.1", self._to))
+                for source, sink in ((one, other), (other, one)):
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
