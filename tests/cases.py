@@ -150,7 +150,10 @@ def cases() -> list[Case]:
     found.append(Case("sweep_resumed", "exit 130, then 0, no run twice, nothing left", _sweep_resumed))
     found.append(Case("sweep_killed", "exit 0 of the second start, no run twice, nothing left", _sweep_killed))
     found.append(Case("host_failure", "exit 0, pass, a host with two workers gone and back", _host_failure))
-    found.append(Case("sabotage_host", "exit 4, invalid", _sabotage_host))
+    found += [
+        Case(f"sabotage_{way}", "exit 4, invalid", partial(_sabotage_host, settings=settings))
+        for way, settings in host_cases.SABOTAGED.items()
+    ]
     found += [
         Case(f"kill_9_host_{name}", "nothing left, no Ray node either", partial(_killed_with_hosts, moment=name))
         for name in host_cases.KILLED_AT
@@ -541,13 +544,13 @@ def _host_failure(out: Path) -> Outcome:
     return _outcome(code, run, verdict, problems, "" if verdict is None else _figures(verdict))
 
 
-def _sabotage_host(out: Path) -> Outcome:
-    code, run, problems = _to_its_end(out, host_cases.SHORT, "tests.sabotage", host_cases.EXPERIMENT)
+def _sabotage_host(out: Path, settings: Sequence[str]) -> Outcome:
+    code, run, problems = _to_its_end(out, (*host_cases.SHORT, *settings), "tests.sabotage", host_cases.EXPERIMENT)
     verdict = _verdict(run, problems)
     if code != 4:
         problems.append(f"exit code {code}")
     if verdict is None or [fault.verified for fault in verdict.faults] != [False]:
-        problems.append("a host that nobody has killed is called gone")
+        problems.append("a host that nobody has touched is called hurt")
     why = "" if verdict is None or not verdict.reasons else verdict.reasons[0]
     return _outcome(code, run, verdict, problems, why)
 

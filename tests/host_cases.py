@@ -30,10 +30,17 @@ THREE_HOSTS = {
     "partition": "test_three_hosts.py::nobody_suffers",
     "filter_and_kill": "test_three_hosts.py::packet_filter",
     "cut_and_frozen": "test_three_hosts.py::those_of_another_frozen",
+    "sabotage": "test_three_hosts.py::nobody_has_touched",
     "head_dies": "test_three_hosts.py::is_gone",
     "kill_9": "test_three_hosts.py::kill_9",
     "doctor": "test_doctor.py::finds",
 }
+SABOTAGED: dict[str, tuple[str, ...]] = {
+    "host": (),
+    "host_cut": ("faults.host.kind=host_cut", "faults.host.mode=black_hole"),
+    "host_freeze": ("faults.host.kind=host_freeze",),
+}
+"""What is not done to a host, on one machine: settings of `EXPERIMENT`. On three hosts see `THREE_HOSTS`."""
 WHOLE_AT = "baseline"
 """When both Ray nodes, the head and the host beside it, are there for certain."""
 _VICTIMS = {"worker-1", "worker-3"}

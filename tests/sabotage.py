@@ -32,12 +32,13 @@ async def _untouched(handle: object, *arguments: object) -> bool:
 
 def sabotaged(arguments: Sequence[str]) -> int:
     """Run with every way of hurting a link or a process taken away; returns the exit code."""
-    prepare_ray(None)
+    prepare_ray("" if "--address" in arguments else None)
     # They import Ray.
     from chaos.worlds.brokers import BrokerProcess
     from chaos.worlds.clocks import LiveClock
     from chaos.worlds.engines import LiveEngine
     from chaos.worlds.hosts import RayHost
+    from chaos.worlds.joined_host import JoinedHost
     from chaos.worlds.processes import ActorProcess
 
     for handle, names in (
@@ -45,6 +46,7 @@ def sabotaged(arguments: Sequence[str]) -> int:
         (LiveClock, ("set_ahead",)),
         (ActorProcess, ("kill", "freeze", "thaw", "drain", "stop", "restart")),
         (RayHost, ("kill", "restart")),
+        (JoinedHost, ("kill", "restart")),
         (BrokerProcess, ("kill", "freeze", "thaw", "lame_duck", "restart")),
     ):
         for name in names:

@@ -154,6 +154,22 @@ def test_the_nodes_of_one_host_are_cut_off_and_those_of_another_frozen(tmp_path:
         assert_nothing_is_left(made)
 
 
+def test_hosts_that_nobody_has_touched_are_not_called_cut_off_or_frozen(tmp_path: Path) -> None:
+    """Both faults are made not to bite, and all else is real."""
+    out = tmp_path / "out"
+    with three(out) as (made, address):
+        code, said = play(made[0], address, out, str(HERE / "whole_hosts.yaml"), module="tests.sabotage")
+        latest = (out / "latest").resolve()
+        assert latest.exists(), said
+        verdict = contract.verdict_of(latest)
+        assert (code, verdict.verdict, verdict.complete) == (4, Outcome.INVALID, True), said
+        assert [(fault.kind, fault.verified) for fault in verdict.faults] == [
+            ("host_cut", False),
+            ("host_freeze", False),
+        ], said
+        assert_nothing_is_left(made)
+
+
 @contextlib.contextmanager
 def frozen(host: Host, address: str, out: Path, *settings: str) -> Iterator["subprocess.Popen[str]"]:
     """A run on `host` that has just frozen worker-1, which is on another host."""
