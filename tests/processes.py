@@ -63,6 +63,16 @@ class Family:
                     lines.append(f"{process.pid} {' '.join(process.cmdline())[:120] or process.name()}")
         return lines
 
+    def standing_still(self) -> list[str]:
+        """One line for each that has been stopped by a signal and does not go on. Cheap, as `look`."""
+        self.look()
+        lines = []
+        for process in self._known.values():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running() and process.status() == psutil.STATUS_STOPPED:
+                    lines.append(f"{process.pid} {process.name()}")
+        return lines
+
     def end(self) -> None:
         """Kill whatever is left, so that one failure does not spoil what comes after it."""
         self.alive()
