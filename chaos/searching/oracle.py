@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.checkers import run_checkers
 from analysis.history import History
-from analysis.judge import judge
 from analysis.reader import load_history
 from analysis.verdict import Outcome
 from chaos.progress import Snapshot
@@ -64,7 +64,7 @@ def breaches(history: History, kinds: tuple[str, ...]) -> list[Breach]:
     signs = symptoms(history)
     broken = [
         Breach(f"invariant {each.number}", f"{each.name}: {each.explanation}", kinds)
-        for each in judge(history).invariants
+        for each in run_checkers(history)
         if each.verdict is Outcome.FAIL
     ]
     if any(sign.by == "off_the_bus" for sign in signs):

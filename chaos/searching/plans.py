@@ -34,6 +34,8 @@ _BASELINE_S = 6.0
 _LOAD_SHARE_MAX = 0.4
 """Of what the workers can do: more would be refused without any fault."""
 _LONG_PROMPT = 512
+_STEP_S = (0.01, 0.02)
+"""Of engines as slow as real ones: faster ones only offer more of the same in each second of a run."""
 _TTL_S = 120.0
 
 Options = dict[str, float | int | str | bool]
@@ -61,7 +63,7 @@ def plans(draw: st.DrawFn, base: Experiment) -> Plan:
         workers=draw(st.integers(1, 4)),
         controllers=draw(st.sampled_from([1, 1, 2])),
         hosts=1,
-        costs=replace(StepCosts(), step_s=draw(st.sampled_from([0.01, 0.03, 0.0025]))),
+        costs=replace(StepCosts(), step_s=draw(st.sampled_from(_STEP_S))),
     )
     bare = replace(
         base,

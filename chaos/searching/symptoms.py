@@ -29,6 +29,7 @@ _BUSY_S = 1.0
 _SLOW_S = 3.0
 RETRIES_FREE, RETRIES_SHARE = 100, 0.2
 """What may be tried again: so many, and this share of all requests."""
+TIMES_MIN = 3
 LOCKSTEP_MIN = 8
 _LOCKSTEP_S = 0.001
 _SILENT_CUTS = ("black_hole", "stall", "upstream", "downstream")
@@ -46,10 +47,9 @@ class Run:
         sent = history.attempts[(history.attempts["side"] == "controller") & (history.attempts["begun_s"] >= 0)]
         self.sent = records(sent.sort_values(["begun_s", "node", "sequence"], kind="stable"))
         """Attempts as the controllers saw them, by time."""
-        parts = segments(finished(history))
-        self.last_token_s: dict[tuple[str, int, int], float] = (
-            parts.groupby(["request_id", "submission", "attempt"])["received_s"].max().to_dict() if len(parts) else {}
-        )
+        self.last_token_s: dict[tuple[str, int, int], float] = {}
+        for part in records(segments(finished(history))):
+            self.last_token_s[_attempt(part)] = part["received_s"]
         self.outcomes: dict[str, str] = dict(
             zip(history.requests["request_id"], history.requests["outcome"], strict=True)
         )
@@ -67,6 +67,10 @@ class Run:
             for window in self.windows
             if _on(window, start_s, end_s, self.limit_s)
         )
+
+
+def _attempt(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["request_id"], row["submission"], row["attempt"]
 
 
 def _on(window: FaultWindow, start_s: float, end_s: float, linger_s: float) -> bool:
@@ -119,12 +123,10 @@ def _hung(run: Run) -> Iterator[Breach]:
     """
     told: dict[str, list[float]] = defaultdict(list)
     for row in run.sent:
-        key = (row["request_id"], row["submission"], row["attempt"])
-        told[row["worker"]] += [
-            time_s for time_s in (row["first_token_s"], run.last_token_s.get(key)) if _known(time_s)
-        ]
+        first_s, last_s = row["first_token_s"], run.last_token_s.get(_attempt(row))
+        told[row["worker"]] += [time_s for time_s in (first_s, last_s) if time_s is not None]
     for row in run.sent:
-        key = (row["request_id"], row["submission"], row["attempt"])
+        key = _attempt(row)
         if row["tokens"] and key not in run.last_token_s:
             continue
         since_s = max(row["begun_s"], run.last_token_s.get(key, 0.0))
@@ -142,10 +144,6 @@ def _hung(run: Run) -> Iterator[Breach]:
             yield Breach("fed", f"{what}, and {more} more were sent there after {SILENCE_S:g} s of it", kinds)
         else:
             yield Breach("hung", what, kinds)
-
-
-def _known(time_s: float | None) -> bool:
-    return time_s is not None and not math.isnan(time_s)
 
 
 def _peer_not_asked(run: Run) -> Iterator[Breach]:
@@ -173,16 +171,20 @@ def _by_request(sent: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[d
 
 
 def _executed_again(run: Run) -> Iterator[Breach]:
-    """No worker begins the same request three times."""
-    worked = run.history.attempts[
-        (run.history.attempts["side"] == "worker") & run.history.attempts["started_s"].notna()
-    ]
-    counted = worked.groupby(["node", "worker_incarnation", "request_id"], as_index=False).agg(
-        starts=("started_s", "size"), start_s=("started_s", "min"), end_s=("started_s", "max")
+    """No worker does the same request to its end three times.
+
+    A caller whose own link is at fault asks again for what it has lost, and is right to.
+    """
+    worked = run.history.attempts[run.history.attempts["side"] == "worker"]
+    done = worked[worked["outcome"] == "completed"]
+    counted = done.groupby(["node", "request_id"], as_index=False).agg(
+        times=("ended_s", "size"), start_s=("begun_s", "min"), end_s=("ended_s", "max")
     )
-    for row in records(counted[counted["starts"] >= 3]):
-        kinds = _kinds(window for window in run.windows if _on(window, row["start_s"], row["end_s"], run.limit_s))
-        yield Breach("executed_again", f"{row['node']} began request {row['request_id']} {row['starts']} times", kinds)
+    for row in records(counted[counted["times"] >= TIMES_MIN]):
+        met = [window for window in run.windows if _on(window, row["start_s"], row["end_s"], run.limit_s)]
+        if not any(target == "broker" or target.startswith("client-") for each in met for target in each.targets):
+            text = f"{row['node']} did request {row['request_id']} {row['times']} times"
+            yield Breach("executed_again", text, _kinds(met))
 
 
 def _storm(run: Run) -> Iterator[Breach]:

@@ -180,3 +180,18 @@ def test_a_stretch_in_processes_comes_to_what_it_comes_to_here(tmp_path: Path) -
 def test_address_needs_on_ray(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["network_partition", "--address", "auto"]) == 2
     assert "--on-ray" in capsys.readouterr().err
+
+
+@pytest.mark.verify
+def test_a_search_on_ray_finds_what_a_search_here_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("chaos.searching.campaign.STRETCH", 2)
+    asked = ["network_partition", "--policy", "mlx_serving", "--seeds", "4"]
+    codes = [
+        main([*asked, *how, "--out", str(tmp_path / name)])
+        for name, how in (("here", ["--jobs", "1"]), ("beside", ["--jobs", "2"]), ("ray", ["--on-ray"]))
+    ]
+    assert codes == [1, 1, 1]
+    lists = {name: (tmp_path / name / LIST).read_bytes() for name in ("here", "beside", "ray")}
+    assert len(Findings(tmp_path / "here").known) > 0
+    assert lists["beside"] == lists["here"]
+    assert lists["ray"] == lists["here"]

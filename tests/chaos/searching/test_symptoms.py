@@ -121,7 +121,7 @@ def test_a_refused_request_that_is_never_brought_to_the_peer() -> None:
     assert found(run) == []
 
 
-def test_a_request_that_a_worker_begins_three_times() -> None:
+def test_a_request_that_a_worker_does_three_times() -> None:
     run = clean_run()
     (row,) = run.find("attempts", side="worker", request_id="r130")
     run.add(row.worker, replace(row, attempt=2))
@@ -129,6 +129,8 @@ def test_a_request_that_a_worker_begins_three_times() -> None:
     run.add(row.worker, replace(row, attempt=3))
     (breach,) = found(run)
     assert (breach.by, class_of(breach)) == ("executed_again", 2)
+    fault(run, targets=["client-0"])
+    assert found(run) == []
 
 
 def test_a_storm_of_retries() -> None:
