@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import msgspec
 from msgspec.structs import replace
 
-from cluster.calibrating.rounds import Answer, Loaded, Order, Round, Taken
+from cluster.calibrating.rounds import Answer, Chats, Chatted, Loaded, Order, Round, Taken
 from cluster.engine.blas import find_blas, is_active
 from cluster.live.host import mlx_engine
 from cluster.node import EngineDied, EngineReport, Event, Insert, ModelFailed, ModelLoaded
@@ -38,6 +39,7 @@ class Bench:
         self._times_s: dict[int, list[float]] = {}
         self._ended: set[int] = set()
         self._numbers = 0
+        self._texts = 0
         policy = Policy()
         policy = replace(policy, worker=replace(policy.worker, batch_max=BATCH_MAX, prefill_batch_max=BATCH_MAX))
         self._engine = mlx_engine(policy, self._take, time.monotonic)
@@ -53,12 +55,62 @@ class Bench:
             return Loaded(error=f"{self._model}: {reason}")
         return Loaded(told.load_s, told.kv_bytes_per_token, told.weights_bytes, is_active(find_blas()))
 
-    def obey(self, order: Order) -> list[Taken]:
+    def obey(self, order: Order) -> Answer:
         """Make the rounds. Raises EngineFailed."""
         until_s, taken = time.monotonic() + order.seconds, list[Taken]()
         while not taken or time.monotonic() < until_s:
             taken += [self.make(one) for one in order.rounds]
-        return taken
+        return Answer(taken, [self.chat(chats) for chats in order.chats])
+
+    def chat(self, chats: Chats) -> Chatted:
+        """Chats. Raises EngineFailed."""
+        beginnings = [self._tokens(chats.cached_tokens) for _ in range(chats.chats)]
+        for number, tokens in enumerate(beginnings):
+            self._ask(tokens, 1, number)
+        self._await(lambda: len(self._ended) == chats.chats)
+        self._forget()
+        left = dict.fromkeys(range(chats.chats), chats.turns)
+        asked: dict[int, tuple[int, float]] = {}
+        firsts_s: list[float] = []
+        began_s = time.monotonic()
+        while left or asked:
+            for number in [number for number in left if number not in {chat for chat, _ in asked.values()}]:
+                tokens = beginnings[number] + self._tokens(chats.prompt_tokens)
+                sequence = self._ask(tokens, chats.new_tokens, number, chats.cached_tokens)
+                asked[sequence] = (number, time.monotonic())
+                left[number] -= 1
+                if not left[number]:
+                    del left[number]
+            self._await(lambda: not self._ended.isdisjoint(asked))
+            for sequence in sorted(self._ended & set(asked)):
+                _, asked_s = asked.pop(sequence)
+                firsts_s += [self._times_s[sequence][0] - asked_s] if self._times_s.get(sequence) else []
+        whole_s = time.monotonic() - began_s
+        self._forget()
+        for number in range(chats.chats):
+            self._engine.drop_cache(number)
+        if not firsts_s:
+            raise EngineFailed(f"{self._model}: chats of {chats.prompt_tokens} tokens made no token")
+        return Chatted(chats, whole_s, sum(firsts_s) / len(firsts_s), len(firsts_s))
+
+    def _ask(self, tokens: tuple[int, ...], most: int, chat: int, cached_tokens: int = 0) -> int:
+        """A turn of a chat whose cache is kept under its number."""
+        self._numbers += 1
+        cache = chat if cached_tokens else None
+        insert = Insert(
+            self._numbers, self._model, tokens, most, cache=cache, cached_tokens=cached_tokens, keep_as=chat
+        )
+        self._engine.insert(insert)
+        return self._numbers
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        with self._news:
+            if not self._news.wait_for(lambda: done() or self._failed(), _ROUND_S) or self._failed():
+                raise EngineFailed(f"{self._model}: what it was asked did not end")
+
+    def _forget(self) -> None:
+        self._times_s.clear()
+        self._ended.clear()
 
     def make(self, one: Round) -> Taken:
         """One round. Raises EngineFailed.
@@ -72,16 +124,12 @@ class Bench:
         raise EngineFailed(f"{self._model}: prompts of {one.prompt_tokens} tokens made no token, {_TRIES_MAX} times")
 
     def _try(self, one: Round) -> Taken | None:
-        self._times_s.clear()
-        self._ended.clear()
+        self._forget()
         inserts = [self._insert(one) for _ in range(one.prompts)]
         began_s = time.monotonic()
         for insert in inserts:
             self._engine.insert(insert)
-        with self._news:
-            done = self._news.wait_for(lambda: len(self._ended) == one.prompts or self._failed(), _ROUND_S)
-        if not done or self._failed():
-            raise EngineFailed(f"{self._model}: a round of {one.prompts} prompts did not end")
+        self._await(lambda: len(self._ended) == one.prompts)
         streams = [self._times_s.get(insert.sequence, []) for insert in inserts]
         if not all(streams):
             return None
@@ -98,9 +146,12 @@ class Bench:
 
     def _insert(self, one: Round) -> Insert:
         self._numbers += 1
-        number = self._numbers
-        tokens = tuple(3 + (number * 131 + place * 17 + number * place) % 240 for place in range(one.prompt_tokens))
-        return Insert(number, self._model, tokens, one.new_tokens)
+        return Insert(self._numbers, self._model, self._tokens(one.prompt_tokens), one.new_tokens)
+
+    def _tokens(self, count: int) -> tuple[int, ...]:
+        """Others each time."""
+        self._texts += 1
+        return tuple(3 + (self._texts * 131 + place * 17 + self._texts * place) % 240 for place in range(count))
 
     def _failed(self) -> bool:
         return isinstance(self._told, EngineDied)
@@ -131,7 +182,7 @@ def main(model: str) -> int:
     if loaded.error:
         code = 1
     for line in sys.stdin.buffer if not code else ():
-        answer: Answer = bench.obey(msgspec.json.decode(line, type=Order))
+        answer = bench.obey(msgspec.json.decode(line, type=Order))
         out.write(msgspec.json.encode(answer) + b"\n")
     bench.close()
     return code

@@ -1,18 +1,22 @@
 """From what was measured to the numbers of `StepCosts` and `NetworkCosts`: least squares, none of them below zero."""
 
-import math
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 from scipy.optimize import nnls
 
+from cluster.calibrating.bench import BATCH_MAX
 from cluster.calibrating.measuring import Measured
-from cluster.calibrating.rounds import Taken
+from cluster.calibrating.rounds import Chats, Chatted, Taken
 from cluster.calibration import Fit
 from cluster.engine.costs import StepCosts
+from cluster.engine.timed import TimedEngine
+from cluster.node import EngineReport, Insert
 from cluster.policy import Policy
 from cluster.simulation.condition import NetworkCosts
 
@@ -24,7 +28,8 @@ _RESIDUALS = (5, 25, 50, 75, 95)
 _ROUND_TRIPS = (5, 50, 95)
 _DIGITS = 5
 DECODE_TERMS = ("step_s", "decode_each_s", "context_each_s")
-PREFILL_TERMS = ("prefill_step_s", "prefill_prompt_s", "prefill_each_s")
+TURN_TERMS = ("finish_s", "finish_each_s")
+PREFILL_TERMS = ("prefill_step_s", "prefill_prompt_s", "prefill_each_s", "prefill_context_each_s")
 
 
 def fit(measured: Measured) -> tuple[StepCosts, NetworkCosts, dict[str, Fit]]:
@@ -37,27 +42,25 @@ def fit(measured: Measured) -> tuple[StepCosts, NetworkCosts, dict[str, Fit]]:
     decode = _fit_decode(measured.alone)
     prefill = _fit_prefill(measured.alone, decode)
     load = measured.loads[0]
-    costs = StepCosts(
+    bare = StepCosts(
         load_s=_rounded(float(np.mean([each.load_s for each in measured.loads]))),
         kv_bytes_per_token=load.kv_bytes_per_token,
         weights_bytes=load.weights_bytes,
         **dict(zip(decode.terms, map(_rounded, decode.estimates), strict=True)),  # type: ignore[arg-type]
         **dict(zip(prefill.terms, map(_rounded, prefill.estimates), strict=True)),  # type: ignore[arg-type]
     )
+    turns, costs = _fit_turns(measured.chatted, bare)
     contention = _contention(measured.side_by_side)
-    few = [count for count, factor in enumerate(contention, 1) if factor <= 1.25] or [1]
+    few = [engines for engines, factor in enumerate(contention, 1) if factor <= 1.25] or [1]
     series = [
-        [gap_s / (_decode_s(costs, taken, step) * contention[count - 1]) for step, gap_s in enumerate(taken.gaps_s)]
-        for count in few
-        for taken in measured.side_by_side[count]
+        [gap_s / (_decode_s(costs, taken, step) * contention[engines - 1]) for step, gap_s in enumerate(taken.gaps_s)]
+        for engines in few
+        for taken in measured.side_by_side[engines]
     ]
     noise, noise_steps = noise_of(series)
-    fits = {"decode": decode, "prefill": prefill}
-    structs = StepCosts(
-        **{name: getattr(costs, name) for name in costs.__struct_fields__}
-        | {"noise": noise, "noise_steps": noise_steps, "contention": contention}
-    )
-    return structs, bus_of([each for count in (0, *few) for each in measured.round_trips_s.get(count, [])]), fits
+    fits = {"decode": decode, "prefill": prefill, "turn": turns}
+    whole = replace(costs, noise=noise, noise_steps=noise_steps, contention=contention)
+    return whole, bus_of([each for engines in (0, *few) for each in measured.round_trips_s.get(engines, [])]), fits
 
 
 def percentiles(values: Sequence[float], which: Iterable[int]) -> tuple[float, ...]:
@@ -138,9 +141,75 @@ def _fit_prefill(alone: Sequence[Taken], decode: Fit) -> Fit:
         cells[one.prompts, one.prompt_tokens].append(taken.first_s - decode_s)
     rows = []
     for prompts, tokens in cells:
-        chunks = math.ceil(tokens / max(1, budget // prompts))
-        rows.append((float(chunks), float(chunks * prompts), float(prompts * tokens)))
+        most = max(1, budget // prompts)
+        ends = [*range(most, tokens, most), tokens]
+        looks = sum((end - begin) * end for begin, end in pairwise([0, *ends]))
+        rows.append((float(len(ends)), float(len(ends) * prompts), float(prompts * tokens), float(prompts * looks)))
     return least_squares(PREFILL_TERMS, rows, [max(1e-6, float(np.median(each))) for each in cells.values()])
+
+
+def _fit_turns(chatted: Sequence[Chatted], bare: StepCosts) -> tuple[Fit, StepCosts]:
+    """What is missing to the chats when the timed engine plays them with nothing but steps: by turn, at both its ends.
+
+    The wait of a lone chat for its first token tells what a kept cache costs at the beginning, all the rest is the end.
+    """
+    alone = [each for each in chatted if each.chats.chats == 1]
+    missing_s = [each.first_s - play(bare, each.chats)[1] for each in alone]
+    costs = replace(bare, resume_s=_rounded(max(0.0, float(np.median(missing_s)) if missing_s else 0.0)))
+    by_chats: dict[Chats, list[float]] = defaultdict(list)
+    for each in chatted:
+        # Of a model that stops early not all steps were made, and nobody knows what they would have taken.
+        if each.turns == each.chats.chats * each.chats.turns:
+            by_chats[each.chats].append(each.whole_s)
+    rows, seconds = [], []
+    for chats, whole_s in by_chats.items():
+        turns = chats.chats * chats.turns
+        rows.append((1.0, float(chats.chats)))
+        seconds.append(max(1e-6, (float(np.median(whole_s)) - play(costs, chats)[0]) / turns))
+    found = least_squares(TURN_TERMS, rows, seconds) if rows else Fit(TURN_TERMS, (0.0, 0.0), ((0.0,) * 2,) * 2, 0, ())
+    ends = dict(zip(TURN_TERMS, map(_rounded, found.estimates), strict=True))
+    return found, replace(costs, **ends)
+
+
+def play(costs: StepCosts, chats: Chats) -> tuple[float, float]:
+    """How long the timed engine takes for chats, and until the mean first token of a turn; seconds."""
+    worker = replace(Policy().worker, batch_max=BATCH_MAX, prefill_batch_max=BATCH_MAX)
+    engine = TimedEngine(costs, worker, Policy().stream.flush_s)
+    engine.load("m", 0.0)
+    now = engine.next_time() or 0.0
+    engine.advance(now)
+    numbers, chat_of, asked_s = itertools.count(), dict[int, int](), dict[int, float]()
+    text = tuple(range(chats.cached_tokens + chats.prompt_tokens))
+    left, firsts_s, began_s = dict.fromkeys(range(chats.chats), chats.turns + 1), list[float](), now
+
+    def ask(chat: int) -> None:
+        first, number = left[chat] > chats.turns, next(numbers)
+        left[chat] -= 1
+        chat_of[number], asked_s[number] = chat, now
+        tokens, most = (text[: chats.cached_tokens], 1) if first else (text, chats.new_tokens)
+        cached = 0 if first else chats.cached_tokens
+        engine.insert(Insert(number, "m", tokens, most, cache=chat, cached_tokens=cached, keep_as=chat), now)
+
+    for chat in range(chats.chats):
+        ask(chat)
+    idle: list[int] = []
+    while (next_s := engine.next_time()) is not None:
+        now = next_s
+        for event in engine.advance(now):
+            for part in event.progress if isinstance(event, EngineReport) else ():
+                if part.times_s and part.sequence in asked_s:
+                    firsts_s.append(part.times_s[0] - asked_s.pop(part.sequence))
+                if part.finish is not None:
+                    idle.append(chat_of[part.sequence])
+        if left[0] == chats.turns and len(idle) == chats.chats:
+            # All have a beginning that is kept: from here on it counts.
+            began_s, firsts_s = now, []
+        elif min(left.values()) >= chats.turns:
+            continue
+        for chat in [chat for chat in idle if left[chat]]:
+            ask(chat)
+        idle.clear()
+    return now - began_s, float(np.mean(firsts_s))
 
 
 def least_squares(terms: tuple[str, ...], rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> Fit:
@@ -191,6 +260,3 @@ def _decode_s(costs: StepCosts, taken: Taken, step: int) -> float:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
-
-
-__all__ = ["bus_of", "fit", "least_squares", "noise_of", "pairwise", "percentiles", "round_trips"]

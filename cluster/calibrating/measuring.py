@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 
 from cluster.calibrating.bench import BATCH_MAX
-from cluster.calibrating.rounds import Answer, Loaded, Order, Round, Taken
+from cluster.calibrating.rounds import Answer, Chats, Chatted, Loaded, Order, Round, Taken
 from cluster.engine.blas import find_blas, preload_environment
 from cluster.live.broker import Broker, BrokerSettings
 from cluster.live.children import BrokerChild, environment
@@ -43,11 +43,30 @@ class Budget(msgspec.Struct, frozen=True):
     new_tokens: int
     repeats: int
     side_by_side_s: float
+    chats: tuple[Chats, ...]
 
 
-SMALL = Budget((1, 2, 4, 8, BATCH_MAX), (32, 256), (1, 2, 4, 8), (16, 48, 96, 192, 448), 48, 5, 3.0)
+SMALL = Budget(
+    (1, 2, 4, 8, BATCH_MAX),
+    (32, 256),
+    (1, 2, 4, 8),
+    (16, 48, 96, 192, 448),
+    48,
+    5,
+    3.0,
+    tuple(Chats(chats, 8, 120, 60, 18) for chats in (1, 2, 4, 8)),
+)
 """For models that make a thousand tokens per second."""
-LARGE = Budget((1, 2, 4, 8), (32, 192), (1, 2, 4), (16, 64, 192), 12, 2, 8.0)
+LARGE = Budget(
+    (1, 2, 4, 8),
+    (32, 192),
+    (1, 2, 4),
+    (16, 64, 192),
+    12,
+    2,
+    8.0,
+    tuple(Chats(chats, 2, 120, 60, 12) for chats in (1, 2, 4)),
+)
 """For models of which a token takes a tenth of a second."""
 
 
@@ -56,6 +75,7 @@ class Measured(msgspec.Struct, frozen=True):
 
     loads: list[Loaded]
     alone: list[Taken]
+    chatted: list[Chatted]
     side_by_side: dict[int, list[Taken]]
     round_trips_s: dict[int, list[float]]
 
@@ -80,11 +100,10 @@ class _Engine:
             raise CannotMeasure(loaded.error)
         return loaded
 
-    async def obey(self, order: Order) -> list[Taken]:
+    async def obey(self, order: Order) -> Answer:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-        answer: Answer = msgspec.json.decode(await self._line(), type=Answer)
-        return answer
+        return msgspec.json.decode(await self._line(), type=Answer)
 
     async def stop(self) -> None:
         assert self._process.stdin is not None
@@ -149,6 +168,7 @@ async def _measure_loaded(
     mixed = Order((Round(1, 48, 20), Round(2, 64, 20)), budget.side_by_side_s)
     await engines[0].obey(Order(tuple(rounds)))
     alone: list[Taken] = []
+    chatted: list[Chatted] = []
     side_by_side: dict[int, list[Taken]] = {count: [] for count in range(1, len(engines) + 1)}
     round_trips_s: dict[int, list[float]] = {count: [] for count in range(len(engines) + 1)}
     for repeat in range(budget.repeats):
@@ -156,18 +176,20 @@ async def _measure_loaded(
         # In another order each time, so that whatever else the host does hits all alike; and each time with another
         # engine, so that none stands for all.
         random.shuffle(rounds)
-        alone += await engines[repeat % len(engines)].obey(Order(tuple(rounds)))
+        answer = await engines[repeat % len(engines)].obey(Order(tuple(rounds), chats=budget.chats))
+        alone += answer.taken
+        chatted += answer.chatted
         counts = list(side_by_side)
         random.shuffle(counts)
         round_trips_s[0] += await _round_trips(link, asyncio.ensure_future(asyncio.sleep(1.0)))
         for count in counts:
             busy = asyncio.gather(*(engine.obey(mixed) for engine in random.sample(list(engines), count)))
             round_trips_s[count] += await _round_trips(link, busy)
-            for taken in await busy:
-                side_by_side[count] += taken
+            for each in await busy:
+                side_by_side[count] += each.taken
     typical_ms = 1e3 * statistics.median(round_trips_s[0])
     say(f"{len(alone)} rounds alone, {sum(map(len, side_by_side.values()))} side by side, bus {typical_ms:.2f} ms")
-    return Measured(loads, alone, side_by_side, round_trips_s)
+    return Measured(loads, alone, chatted, side_by_side, round_trips_s)
 
 
 async def _round_trips(link: NatsLink, until: "asyncio.Future[object]") -> list[float]:

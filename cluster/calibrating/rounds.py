@@ -11,11 +11,25 @@ class Round(msgspec.Struct, frozen=True):
     new_tokens: int
 
 
+class Chats(msgspec.Struct, frozen=True):
+    """So many chats side by side, each of which asks its next turn as soon as it has an answer, `turns` each.
+
+    A turn goes on from the cache of the one before, of `cached_tokens`, with so many tokens more, and its own is kept.
+    """
+
+    chats: int
+    turns: int
+    cached_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+
+
 class Order(msgspec.Struct, frozen=True):
-    """Make these rounds in turn, again and again for `seconds` if that is more than 0, else once."""
+    """Make these rounds in turn, again and again for `seconds` if that is more than 0, else once; then these chats."""
 
     rounds: tuple[Round, ...]
     seconds: float = 0.0
+    chats: tuple[Chats, ...] = ()
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -25,6 +39,15 @@ class Taken(msgspec.Struct, frozen=True):
     round: Round
     first_s: float
     gaps_s: tuple[float, ...]
+
+
+class Chatted(msgspec.Struct, frozen=True):
+    """How chats went. whole_s: all turns. first_s: mean time to the first token, of the `turns` that had one."""
+
+    chats: Chats
+    whole_s: float
+    first_s: float
+    turns: int
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -37,4 +60,8 @@ class Loaded(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-Answer = list[Taken]
+class Answer(msgspec.Struct, frozen=True):
+    """To an Order."""
+
+    taken: list[Taken]
+    chatted: list[Chatted]

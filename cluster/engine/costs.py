@@ -1,13 +1,17 @@
 """What a step of an engine takes: the law that calibration fits and the timed engine obeys."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import msgspec
 
 NOISE_MAX = 256
 CONTENTION_MAX = 1024
+_NOT_NEGATIVE = (
+    *("context_each_s", "prefill_step_s", "prefill_prompt_s", "prefill_context_each_s"),
+    *("resume_s", "finish_s", "finish_each_s"),
+)
 
 
 class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -15,8 +19,12 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A step that decodes takes `step_s + decode_each_s * batch + context_each_s * batch * longest`, where longest is how
     many tokens the longest cache of the batch holds; mlx-lm pads the others to it. A chunk of prompts adds
-    `prefill_step_s + prefill_prompt_s * prompts + prefill_each_s * tokens`; where prefill_step_s is None it adds
-    `step_s` if nothing decodes, and else nothing.
+    `prefill_step_s + prefill_prompt_s * prompts + prefill_each_s * tokens + prefill_context_each_s * looks`: each token
+    looks at all of its prompt up to the chunk's end, and tokens and looks are those of the longest prompt times the
+    number of prompts. Where prefill_step_s is None it adds `step_s` if nothing decodes, else nothing, and for the
+    tokens, without padding, `prefill_each_s` each. A prompt that goes on from a kept cache adds `resume_s` to its first
+    chunk; a sequence that ends adds `finish_s + finish_each_s * batch` to its last step: its cache is taken out of the
+    batch's and kept, and those of the others are put together anew.
 
     All of it is multiplied by a factor of `noise`, each as likely as any other and kept for `noise_steps` steps, and by
     `contention[k - 1]` while k engines of the host compute, this one included. With more of them than it has factors
@@ -36,13 +44,17 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_each_s: float = 0.0
     prefill_step_s: float | None = None
     prefill_prompt_s: float = 0.0
+    prefill_context_each_s: float = 0.0
+    resume_s: float = 0.0
+    finish_s: float = 0.0
+    finish_each_s: float = 0.0
     noise: tuple[float, ...] = ()
     noise_steps: int = 1
     contention: tuple[float, ...] = ()
     profile: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("context_each_s", "prefill_step_s", "prefill_prompt_s"):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected 0 or more seconds, got {value}")
@@ -56,17 +68,27 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def even(self) -> bool:
         """Whether equal steps take equally long."""
-        return not self.noise and not self.context_each_s
+        return not (self.noise or self.context_each_s or self.finish_s or self.finish_each_s)
 
     def decode_s(self, batch: int, longest: int) -> float:
         """A step that decodes so many sequences, the longest of them with so many tokens, and nothing else."""
         return self.step_s + batch * self.decode_each_s + self.context_each_s * batch * longest
 
-    def prefill_s(self, prompts: int, tokens: int, *, alone: bool) -> float:
-        """What a chunk of so many tokens of so many prompts adds to a step. alone: the step decodes nothing."""
-        by_law_s = self.step_s if alone else 0
-        fixed_s = by_law_s if self.prefill_step_s is None else self.prefill_step_s
-        return prompts * self.prefill_prompt_s + (tokens * self.prefill_each_s + fixed_s)
+    def prefill_s(self, counts: Sequence[int], held: int, resumed: int, *, alone: bool) -> float:
+        """What a chunk adds to a step: so many tokens of each prompt, of which the longest has `held` in its cache.
+
+        resumed: how many of them have just been given a kept cache. alone: the step decodes nothing.
+        """
+        if self.prefill_step_s is None:
+            return sum(counts) * self.prefill_each_s + ((self.step_s if alone else 0) + resumed * self.resume_s)
+        prompts, longest = len(counts), max(counts)
+        each_s = self.prefill_each_s + self.prefill_context_each_s * (held + longest)
+        more_s = resumed * self.resume_s
+        return self.prefill_step_s + prompts * (self.prefill_prompt_s + longest * each_s) + more_s
+
+    def finished_s(self, ended: int, batch: int) -> float:
+        """What it adds to a step that so many of its sequences end with it."""
+        return ended * (self.finish_s + self.finish_each_s * batch)
 
     def contended(self, engines: int) -> float:
         """By how much everything takes longer while so many engines of a host compute."""

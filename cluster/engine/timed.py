@@ -285,12 +285,17 @@ class TimedEngine:
         """At most so many steps, each with its own noise and with longer caches than the one before."""
         batch, pace, noise, costs = len(model.decode), self._pace(), self._noise, self.costs
         longest = max((item.held_tokens for item in model.decode), default=0)
+        least = min((item.left for item in model.decode), default=0)
         self._prefill_step_s = pace * noise[0] * self._chunks_s(alone=not batch)
         flush_s, end_s = self._reported_s + self._flush_s, self._boundary_s + self._prefill_step_s
         ends_s: list[float] = []
         while len(ends_s) < most:
             step = len(ends_s)
-            end_s += pace * noise[step] * costs.decode_s(batch, longest + step) if batch else 0.0
+            if batch:
+                step_s = costs.decode_s(batch, longest + step)
+                if step + 1 == least:
+                    step_s += costs.finished_s(sum(item.left == least for item in model.decode), batch)
+                end_s += pace * noise[step] * step_s
             ends_s.append(end_s)
             if end_s >= flush_s:
                 break
@@ -299,7 +304,10 @@ class TimedEngine:
     def _chunks_s(self, *, alone: bool) -> float:
         if not self._chunks:
             return 0.0
-        return self.costs.prefill_s(len(self._chunks), sum(count for _, count in self._chunks), alone=alone)
+        counts = [count for _, count in self._chunks]
+        held = max(item.held_tokens for item, _ in self._chunks)
+        resumed = sum(bool(item.cached) and item.held_tokens == item.cached for item, _ in self._chunks)
+        return self.costs.prefill_s(counts, held, resumed, alone=alone)
 
     def _pace(self) -> float:
         return self.slowdown if self._contention is None else self.slowdown * self._contention()
