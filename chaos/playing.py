@@ -12,6 +12,7 @@ import yaml
 from analysis.history import UnreadableError
 from analysis.judge import read_verdict
 from chaos.experiment import catalogue
+from chaos.robustness import shown_by
 
 INTERRUPTED = "interrupted"
 _INTERRUPTED_CODE = 130
@@ -32,7 +33,10 @@ class Play(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A play and what came of it. verdict: of the run, or why there is none. results: its folder, below the suite's."""
+    """A play and what came of it. verdict: of the run, or why there is none. results: its folder, below the suite's.
+
+    robustness: the failures of chaos.robustness that the experiment asks about; shown: those that its verdict shows.
+    """
 
     experiment: str
     policy: str
@@ -42,6 +46,7 @@ class Line(msgspec.Struct, frozen=True):
     reason: str
     robustness: tuple[int, ...]
     results: str
+    shown: tuple[int, ...] = ()
 
     @property
     def has_verdict(self) -> bool:
@@ -104,7 +109,7 @@ def _line(what: Play, out: Path, folder: Path, code: int) -> Line | None:
         return None
     reason = verdict.reasons[0] if verdict.reasons else ""
     where = str((folder / "latest").resolve().relative_to(out.resolve()))
-    return _made(what, verdict.verdict.value, reason, where)
+    return msgspec.structs.replace(_made(what, verdict.verdict.value, reason, where), shown=shown_by(verdict))
 
 
 def _missing(what: Play, folder: Path, code: int) -> Line:

@@ -6,7 +6,7 @@ It can be stopped and started again: what has a verdict in its folder is not run
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,18 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Markdown: a row for each experiment, a column of verdicts for each policy, and what the first reason was."""
+    """Markdown: a row for each experiment, a column of verdicts for each policy, what the first reason was, and which
+    failures known from the field the verdicts that are no pass show."""
     policies = list(dict.fromkeys(line.policy for line in lines))
-    head = ["experiment", "asks about", *policies, "why"]
+    head = ["experiment", "asks about", *policies, "why", "shows"]
     rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name in dict.fromkeys(line.experiment for line in lines):
         of = {line.policy: line for line in lines if line.experiment == name}
         classes = next(iter(of.values())).robustness
-        asks = "; ".join(f"{number}. {CLASSES[number]}" for number in classes)
+        asks = _named(classes)
         verdicts = [of[policy].verdict if policy in of else "" for policy in policies]
-        why = "; ".join(f"{policy}: {line.reason}" for policy, line in of.items() if line.verdict != "pass")
-        rows.append(f"| {' | '.join(_cell(text) for text in (name, asks, *verdicts, why))} |")
+        bad = {policy: line for policy, line in of.items() if line.verdict != "pass"}
+        why = "; ".join(f"{policy}: {line.reason}" for policy, line in bad.items())
+        shows = "; ".join(f"{policy}: {_named(line.shown) or 'unclassified'}" for policy, line in bad.items())
+        rows.append(f"| {' | '.join(_cell(text) for text in (name, asks, *verdicts, why, shows))} |")
     return "\n".join(rows) + "\n"
+
+
+def _named(classes: Iterable[int]) -> str:
+    return "; ".join(f"{number}. {CLASSES[number]}" for number in classes)
 
 
 def _plays(names: Sequence[str], options: argparse.Namespace) -> Iterator[Play]:

@@ -21,7 +21,8 @@ def settings() -> list[str]:
 
 
 def line(experiment: str, policy: str, verdict: str, reason: str = "") -> Line:
-    return Line(experiment, policy, "simulated", 1, verdict, reason, (1, 4), "where")
+    shown = (4,) if verdict == "fail" else ()
+    return Line(experiment, policy, "simulated", 1, verdict, reason, (1, 4), "where", shown)
 
 
 def test_the_table_has_a_row_for_each_experiment_and_a_verdict_for_each_policy() -> None:
@@ -31,10 +32,11 @@ def test_the_table_has_a_row_for_each_experiment_and_a_verdict_for_each_policy()
         line("b", "default", "invalid", "no"),
     ]
     head, _, first, second = table(lines).splitlines()
-    assert head == "| experiment | asks about | default | weak | why |"
+    assert head == "| experiment | asks about | default | weak | why | shows |"
     assert first.startswith("| a | 1. requests pile up")
-    assert first.endswith("| pass | fail | weak: it \\| broke |")
-    assert second.endswith("| invalid |  | default: no |")
+    noticed_late = "4. a silent link is noticed only after the default ping interval"
+    assert first.endswith(f"| pass | fail | weak: it \\| broke | weak: {noticed_late} |")
+    assert second.endswith("| invalid |  | default: no | default: unclassified |")
 
 
 def test_what_has_a_verdict_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
