@@ -15,6 +15,7 @@ from chaos.undo import (
     ToxicEntry,
     UndoError,
     is_alive,
+    is_borrowed,
     read_log,
     undo_directory,
 )
@@ -61,6 +62,8 @@ def _handle(path: Path, only_list: bool) -> bool:
     results = heal_log(path, "h", time.monotonic() + _TRY_S)
     for result in results:
         print(f"{run}: {result.text}")
+    if any(is_borrowed(result.entry) for result in results if not result.healed):
+        print(f"{run}: again when that server can be reached; if it is gone for good, --forget {run}")
     return all(result.healed for result in results)
 
 

@@ -100,6 +100,7 @@ class Keeper:
         self._log_dir = log_dir
         self._buffer = b""
         self._lock = threading.Lock()
+        self._stays = False
         reference = weakref.ref(self)
         # A forked copy of the runner would keep the pipe open after the runner has gone.
         os.register_at_fork(after_in_child=lambda: _forget_pipe(reference))
@@ -157,9 +158,12 @@ class Keeper:
         healed, but tries on by itself; the result says so.
         """
         healed: list[HealResult] = []
+        if self._stays:
+            return healed
         try:
             reply = self._ask(Close(), _CLOSE_S_MAX)
             if reply.stays:
+                self._stays = True
                 self._close_pipes()
                 return [self._tried_on(result) for result in reply.healed]
             healed += reply.healed

@@ -162,9 +162,10 @@ class _Links:
 
     def close(self) -> None:
         """Let the keeper heal what is left, and end; say what it could not."""
+        atexit.unregister(self.close)
         wrong: list[str] = []
         try:
-            if not self._keeper.alive():
+            if not self._keeper.alive() and self._log.open_entries():
                 # At an interpreter's end nothing can be healed from here any more.
                 self._keeper = Keeper.start(self._log.path, _keeper_folder())
             wrong += [result.text for result in self._keeper.close() if not result.healed]

@@ -258,6 +258,7 @@ def test_a_keeper_stays_for_a_borrowed_proxy_until_it_is_healed_or_told_to_end(t
         (result,) = started.close()
         assert not result.healed
         assert f"the keeper (pid {started.pid}) goes on trying" in result.text
+        assert started.close() == [], "asked twice, it is not ended either"
         assert not log.close()
         assert started.alive()
         assert _eventually(lambda: _told(tmp_path / "orphan", "staying"), 15.0)

@@ -1,6 +1,5 @@
 """The bridge to Chaos Toolkit: what it hurts is undone in every case, and the shipped example runs."""
 
-import atexit
 import contextlib
 import json
 import os
@@ -126,7 +125,6 @@ def test_a_server_that_is_out_of_reach_is_not_called_healed(
         assert "goes on trying" in capsys.readouterr().err, "a new one does the work of one that was killed"
         assert len(list(undo_directory().glob("*.jsonl"))) == 1
     finally:
-        atexit.unregister(links.close)
         links._keeper._process.kill()
         links._keeper._process.wait()
 

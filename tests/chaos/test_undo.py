@@ -285,7 +285,9 @@ def test_heal_command_finishes_it_when_the_server_of_somebody_else_answers_again
         log.add(DisabledEntry(api_url=NOWHERE, proxy="w", borrowed=True))
         _orphan(log)
         assert _heal() == 1
-        assert "NOT healed" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "NOT healed" in said
+        assert "if it is gone for good, --forget run-1" in said
         assert log.path.exists()
         log.path.write_text(log.path.read_text().replace(NOWHERE, url))
         assert _heal() == 0
