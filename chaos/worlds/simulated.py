@@ -160,6 +160,8 @@ class SimulatedWorld:
             controllers=experiment.cluster.controllers,
             model=experiment.cluster.model,
             costs=experiment.cluster.costs,
+            network=experiment.cluster.bus,
+            host_of=experiment.host_of,
             policy_of=experiment.policy_of,
         )
         self._processes: dict[str, SimulatedProcess] = {}

@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from analysis.schema import Row
 from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
+from cluster.engine.costs import SharedHost
 from cluster.engine.timed import StepCosts, TimedEngine
 from cluster.node import Node
 from cluster.policy import Policy
@@ -35,10 +37,11 @@ class SimulatedCluster:
         costs: StepCosts | None = None,
         network: NetworkCosts | None = None,
         policy_of: Callable[[str], Policy] | None = None,
+        host_of: Callable[[str], str] = lambda node: "",
     ) -> None:
         """sinks: from node name and incarnation to where its rows go. A lone controller is named `controller`.
 
-        policy_of: what each node lives by, where that is not the same for all.
+        policy_of: what each node lives by, where that is not the same for all. host_of: whose engines share cores.
         """
         self.kernel = Kernel()
         self.model = model
@@ -51,6 +54,8 @@ class SimulatedCluster:
         self._policy_of = policy_of
         self._seed = seed
         self._sinks = sinks
+        self._host_of = host_of
+        self._hosts: dict[str, SharedHost] = {}
         several = [f"controller-{number}" for number in range(controllers)]
         self._controllers = several if controllers > 1 else ["controller"]
         for name in self._controllers:
@@ -130,13 +135,30 @@ class SimulatedCluster:
             self._sinks(name, incarnation),
             engine,
             self.clock_ahead_s.get(name, 0.0),
+            self._shared_host(name) if engine is not None else None,
         )
+
+    def _timed_engine(self, name: str, incarnation: int, policy: Policy) -> TimedEngine:
+        host = self._shared_host(name)
+        return TimedEngine(
+            self.costs,
+            policy.worker,
+            policy.stream.flush_s,
+            random=Random(f"{self._seed}/{name}/{incarnation}/engine"),
+            contention=None if host is None else partial(host.factor, name),
+        )
+
+    def _shared_host(self, name: str) -> SharedHost | None:
+        """Whose cores a node's engine shares with others; None where that costs nothing."""
+        if not self.costs.contention:
+            return None
+        return self._hosts.setdefault(self._host_of(name), SharedHost(self.costs))
 
     def _make(self, name: str, incarnation: int) -> tuple[Node, ImpairedEngine | None]:
         """A new node, without a memory of earlier incarnations, and a worker's engine."""
         policy = self._policy if self._policy_of is None else self._policy_of(name)
         if name.startswith("worker-"):
-            engine = ImpairedEngine(self.kernel, TimedEngine(self.costs, policy.worker, policy.stream.flush_s))
+            engine = ImpairedEngine(self.kernel, self._timed_engine(name, incarnation, policy))
             return WorkerNode(name, incarnation, policy, (ModelOffer(self.model),)), engine
         if name.startswith("client-"):
             return ClientNode(name, incarnation, policy), None

@@ -9,6 +9,7 @@ import msgspec
 from analysis.schema import EventRow, NodeRow, Row
 from cluster.caller import Observer, Source
 from cluster.controller.controller import ControllerNode
+from cluster.engine.costs import SharedHost
 from cluster.engine.impairment import Impairment
 from cluster.host_clock import host_time, in_host_clock
 from cluster.node import (
@@ -90,11 +91,18 @@ class SimulatedNode:
         sink: Sink,
         engine: ImpairedEngine | None = None,
         clock_ahead_s: float = 0.0,
+        host: SharedHost | None = None,
     ):
-        """clock_ahead_s: how far the node's clock, and its engine's, are ahead of the kernel's."""
+        """clock_ahead_s: how far the node's clock, and its engine's, are ahead of the kernel's.
+
+        host: whose cores its engine shares with others.
+        """
         self.node = node
         self.engine = engine
         self._ahead_s = clock_ahead_s
+        self._host = host
+        if host is not None:
+            host.join(node.name, self._repace)
         self.link = network.link(node.name, self.feed, controller=isinstance(node, ControllerNode))
         self._kernel = kernel
         self._sink = sink
@@ -148,17 +156,20 @@ class SimulatedNode:
                 self._write(command.row)
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
         self.link.close(flush=True)
+        self._tell_host()
 
     def crash(self) -> None:
         """The process is gone from one instant to the next; nothing if it was gone already."""
         self._frozen_s = None
         self.link.close()
+        self._tell_host()
 
     def freeze(self) -> None:
         """The process stands still where it is, its engine with it; nothing if it stands still or is gone."""
         if not self.ended and not self.frozen:
             self._frozen_s = self.now()
             self.link.freeze()
+            self._tell_host()
 
     def thaw(self) -> None:
         """The process goes on: what is at its socket first, then what is overdue; nothing if it was not frozen."""
@@ -258,6 +269,18 @@ class SimulatedNode:
         if due_s is not None and due_s != self._engine_due_s:
             self._engine_due_s = due_s
             self._at(due_s, partial(self._advance, due_s))
+        if self._host is not None:
+            self._tell_host()
+
+    def _tell_host(self) -> None:
+        if self._host is not None and self.engine is not None:
+            self._host.computes(self.node.name, self.engine.computes and not (self.frozen or self.ended))
+
+    def _repace(self) -> None:
+        """Others of the host have begun to compute, or ended."""
+        assert self.engine is not None
+        self.engine.repace(self._engine_clock.engines(self.now()))
+        self._arrange_engine()
 
     def _advance(self, due_s: float) -> None:
         if due_s != self._engine_due_s or self.ended or self.frozen:
