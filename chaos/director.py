@@ -16,8 +16,17 @@ from chaos.injector import HouseRules, Injector
 from chaos.lookout import Lookout
 from chaos.progress import Snapshot
 from chaos.worlds.world import World
+from cluster.protocol import Token
 from workloads.arms import ArmsTask, Offer, plan_arms
-from workloads.capacity import Capacity, InfeasibleRate, ResolvedRate, estimate_capacity, plan_probe, resolve_rate
+from workloads.capacity import (
+    Capacity,
+    CapacityUnknown,
+    InfeasibleRate,
+    ResolvedRate,
+    estimate_capacity,
+    plan_probe,
+    resolve_rate,
+)
 from workloads.plan import LoadPlan
 from workloads.planner import PlannedPhase, build_plan, statements
 from workloads.schedule import first_requests
@@ -149,7 +158,6 @@ class Director:
         policy = self._experiment.policy
         self._watcher.phase("capacity probe")
         await self._warm_workers()
-        plan = plan_probe(self._experiment.cluster.workers, policy.worker.batch_max)
         context, seed = policy.worker.context_max_tokens, self._seed + _PROBE_SEED
         try:
             sample = first_requests(
@@ -158,8 +166,22 @@ class Director:
         except ValueError as error:
             raise InfeasibleRate(f"workload: {error}") from error
         prompts = [(request.prompt, request.max_tokens) for request in sample]
-        self.measured = estimate_capacity(await self._world.probe(plan, prompts), plan)
+        self.measured = await self._probe(prompts)
         return self._known or self.measured
+
+    async def _probe(self, prompts: list[tuple[tuple[Token, ...], int]]) -> Capacity:
+        plan = plan_probe(self._experiment.cluster.workers, self._experiment.policy.worker.batch_max)
+        while True:
+            completions = await self._world.probe(plan, prompts)
+            try:
+                return estimate_capacity(completions, plan)
+            except CapacityUnknown as error:
+                # A large model on a small machine answers its first request after the end of a short probe.
+                longer = plan.longer()
+                if longer is None:
+                    raise
+                plan = longer
+                self._watcher.note(f"{str(error).partition(';')[0]}: once more, for {plan.measure_s:g} s")
 
     async def _warm_workers(self) -> None:
         """A worker that loads nothing beforehand loads now, or the probe would measure its load."""

@@ -8,6 +8,8 @@ from workloads.spec import Rate, WorkloadSpec
 
 COMPLETIONS_MIN = 8
 SHARE_BUSY = 0.9
+LONGER = 4
+MEASURE_S_MAX = 60.0
 
 
 class CapacityUnknown(Exception):
@@ -33,6 +35,12 @@ class ProbePlan(msgspec.Struct, frozen=True):
     def duration_s(self) -> float:
         """How long new requests are sent, in seconds."""
         return self.warm_up_s + self.measure_s
+
+    def longer(self) -> "ProbePlan | None":
+        """For a cluster that completed too little in this one: four times as long, None when that is too long."""
+        if LONGER * self.measure_s > MEASURE_S_MAX:
+            return None
+        return ProbePlan(self.in_flight, LONGER * self.warm_up_s, LONGER * self.measure_s)
 
     def shares(self, clients: int) -> list[int]:
         """How many of the requests in flight each of so many clients keeps open, as evenly as it goes."""

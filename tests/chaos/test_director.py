@@ -20,7 +20,7 @@ from chaos.worlds.world import Cut, HandleError, LinkState, World
 from cluster.protocol import Token
 from cluster.simulation.kernel import Kernel, Task
 from tests.chaos.simulated_runs import Quiet, experiment
-from workloads.capacity import Completion, ProbePlan
+from workloads.capacity import CapacityUnknown, Completion, ProbePlan
 from workloads.plan import LoadPlan
 from workloads.vocabulary import ByteVocabulary
 
@@ -84,6 +84,8 @@ class StubWorld:
         self.drains = True
         self.look_hook: Callable[[], None] = lambda: None
         self.offered = LoadPlan(())
+        self.answers_per_s = 100.0
+        self.probed_s: list[float] = []
         self.liveness = {f"worker-{number}": "ready" for number in range(3)}
         self.p99_s: Callable[[float], float | None] = lambda now: None
         self.stances: dict[str, dict[str, Callable[[float], float]]] = {}
@@ -114,9 +116,11 @@ class StubWorld:
         return ByteVocabulary()
 
     async def probe(self, plan: ProbePlan, prompts: Sequence[tuple[tuple[Token, ...], int]]) -> list[Completion]:
-        """A cluster that makes a hundred answers a second."""
+        """A cluster that makes a hundred answers a second, or fewer."""
         await self.sleep(plan.duration_s)
-        return [Completion(number / 100, 10) for number in range(int(plan.duration_s * 100))]
+        self.probed_s.append(plan.measure_s)
+        per_s = self.answers_per_s
+        return [Completion(number / per_s, 10) for number in range(int(plan.duration_s * per_s))]
 
     async def begin_load(self, plan: LoadPlan) -> None:
         self.origin_s = self.kernel.now + LEAD_S
@@ -191,6 +195,23 @@ def test_phases_follow_each_other_and_the_load_covers_them_all() -> None:
     assert stage.director.complete
 
 
+@pytest.mark.parametrize(("answers_per_s", "probed_s"), [(100.0, [3.0]), (1.0, [3.0, 12.0]), (0.3, [3.0, 12.0, 48.0])])
+def test_a_slow_cluster_is_probed_for_longer(answers_per_s: float, probed_s: list[float]) -> None:
+    stage = Stage("workload.rate=50%", "workload.rate_min=null", "workload.rate_max=null")
+    stage.world.answers_per_s = answers_per_s
+    stage.run()
+    assert stage.world.probed_s == probed_s
+    assert stage.director.rate is not None
+    assert stage.director.rate.per_s == pytest.approx(answers_per_s / 2, rel=0.1)
+
+
+def test_a_cluster_that_answers_next_to_nothing_has_no_known_capacity() -> None:
+    stage = Stage("workload.rate=50%", "workload.rate_min=null", "workload.rate_max=null")
+    stage.world.answers_per_s = 0.1
+    with pytest.raises(CapacityUnknown, match=r"in 48 s"):
+        stage.run()
+
+
 def test_nodes_have_time_for_a_sample_after_the_last_request() -> None:
     stage = Stage()
     stage.run()
@@ -228,6 +249,7 @@ def test_a_fault_is_injected_proved_and_healed_at_its_times_and_recorded() -> No
     assert fault.verified
     assert fault.heal_verified
     assert fault.injected_s == pytest.approx(stage.world.origin_s + INJECTED_S)
+    assert fault.injected_s is not None
     assert fault.verified_s is not None
     assert fault.healed_s is not None
     assert fault.injected_s < fault.verified_s < fault.healed_s

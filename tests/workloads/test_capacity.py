@@ -38,6 +38,16 @@ def test_a_probe_that_saw_little_claims_nothing() -> None:
         estimate_capacity([Completion(ended_s=2.0, tokens=1)] * 7, PLAN)
 
 
+def test_a_probe_is_made_longer_twice_and_not_for_ever() -> None:
+    plan: ProbePlan | None = plan_probe(workers=2, batch_max=8)
+    measured_s: list[float] = []
+    while plan is not None:
+        assert plan.in_flight == 32
+        measured_s.append(plan.measure_s)
+        plan = plan.longer()
+    assert measured_s == [3.0, 12.0, 48.0]
+
+
 @pytest.mark.parametrize(
     ("spec", "capacity", "per_s", "said"),
     [
