@@ -85,7 +85,7 @@ def _episode(
     back_s = times[0].return_to_steady_s
     over_s = until_s if back_s is None else healed_s + back_s
     state, told = _steady(history, times, span, until_s)
-    goodput = _goodput(history, load, span, times[0].not_judged)
+    goodput = _goodput(history, load, span, began_s, times[0].not_judged)
     during, before_s = load.over(began_s, healed_s), baseline_span(history)
     lines = offered(history)
     at_risk = set().union(*(touched(history, each, lines) for each in members))
@@ -136,9 +136,9 @@ def _steady(history: History, times: list[FaultTimes], span: QuietSpan | None, u
     return Return.NEVER, f"not back in the {until_s - span.start_s:.1f} s until {end}"
 
 
-def _goodput(history: History, load: Load, span: QuietSpan | None, cut_off: str) -> GoodputReturn:
+def _goodput(history: History, load: Load, span: QuietSpan | None, began_s: float, cut_off: str) -> GoodputReturn:
     if span is not None:
-        return goodput_return(history, load, span, cut_off)
+        return goodput_return(history, load, span, began_s, cut_off)
     text = "cannot say (never healed)" if history.info.complete else "cannot say (the run was cut)"
     return GoodputReturn(load.over(*baseline_span(history)), Share(0, 0, 0.0), Return.CANNOT_SAY, None, text)
 

@@ -97,6 +97,7 @@ class EpisodeResult(msgspec.Struct, frozen=True, kw_only=True):
     says so. The steady state is that of workers, breakers, failures and latency; goodput is the share of the requests
     that completed in time. before: in the baseline phase, last: in the last part of the time until until_s; never means
     that goodput stayed below the interval of the baseline's although no more was offered than there: metastable.
+    goodput_back_s: None also where it was never away, or nobody can tell since when it is back.
 
     amplification_*: attempts begun per request begun; after: from the heal until the steady state was back. at_risk:
     see FaultTimes; lost: of those, how many did not complete. wasted_*: of attempts begun from began_s until the steady

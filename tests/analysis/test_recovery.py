@@ -38,7 +38,7 @@ def test_one_fault_is_one_episode_that_comes_back() -> None:
     assert (episode.began_s, episode.healed_s, episode.until_s) == (INJECTED_S, HEALED_S, PHASES["recovery"][1])
     assert episode.steady == episode.goodput == "back"
     assert episode.return_to_steady_s == pytest.approx(1.4)
-    assert episode.goodput_text == "came back after 0.00 s"
+    assert episode.goodput_text == "was never away"
     assert episode.goodput_before == episode.goodput_last == 1.0
     assert episode.load_before_per_s == pytest.approx(1 / INTERVAL_S, rel=0.05)
     assert episode.lost == 0
