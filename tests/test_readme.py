@@ -9,6 +9,7 @@ import yaml
 from chaos import sweep
 from chaos.experiment import catalogue
 from chaos.resolve import load
+from chaos.robustness import CLASSES, classes
 from chaos.run import main
 
 README = Path(__file__).parents[1] / "README.md"
@@ -51,3 +52,23 @@ def test_the_sweeps_of_the_readme_are_accepted(tmp_path: Path) -> None:
     assert len(commands) >= 3
     for command in commands:
         assert sweep.main([*command, "--out", str(tmp_path / "sweep"), "--dry-run"]) == 0, command
+
+
+def test_the_table_of_both_policies_names_the_failure_that_its_reason_shows() -> None:
+    text = README.read_text()
+    start = text.index("| experiment | what happens | default | mlx_serving |")
+    _, _, *rows = text[start : text.index("\n\n", start)].splitlines()
+    named = {}
+    for row in rows:
+        name, _, _, reason, shows = (cell.strip() for cell in row.strip("|").split("|"))
+        named[name.strip("`")] = shows
+        experiment = load(catalogue()[name.strip("`")])
+        faults = [(fault.kind, ", ".join(fault.targets)) for fault in experiment.faults.values()]
+        by_reason = classes(faults, [reason]) if reason.startswith("fail") else ()
+        numbers = [int(number) for number in re.findall(r"(?:^|; )(\d+)\. ", shows)]
+        assert bool(shows) == reason.startswith("fail")
+        assert shows in ("", "unclassified", "; ".join(f"{number}. {CLASSES[number]}" for number in numbers))
+        # The reason is the first one only: others may show more.
+        assert set(by_reason) <= set(numbers), name
+    hurt = {name for name, path in catalogue().items() if load(path).faults}
+    assert set(named) == {name for name in hurt if not name.startswith("staging")}
