@@ -146,5 +146,5 @@ def test_the_simulation_reads_no_clock_and_uses_no_global_randomness() -> None:
 
 
 def test_director_and_faults_await_only_the_world() -> None:
-    for path in [ROOT / "chaos/director.py", *sources("chaos/faults")]:
+    for path in [ROOT / "chaos/director.py", ROOT / "chaos/lookout.py", *sources("chaos/faults")]:
         assert not packages(path) & {"asyncio", "time", "threading", "socket", "subprocess", "random"}, path

@@ -71,9 +71,8 @@ class LoadWatch:
     def standing(self, now: float, finished: bool) -> Standing:
         """The present state. finished: whether nothing more will be asked."""
         window = self._window
-        if window is None:
-            return Standing(**self._counts, finished=finished)
-        recent_s, lately = window.latencies_s(now), window.seen(now)
+        recent_s = () if window is None else window.latencies_s(now)
+        lately = Lately() if window is None else window.seen(now)
         return Standing(**self._counts, recent_s=recent_s, lately=lately, finished=finished)
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chaos.experiment import GuardSpec
 from chaos.faults.partition import Partition
@@ -140,27 +138,6 @@ def test_the_last_of_a_load_that_drains_are_not_held_against_it_alone() -> None:
         if number >= 990:
             strict.check(seen(window, 9.9))
     strict.check(seen(window, 60.0))
-
-
-@given(st.lists(st.tuples(st.floats(0, 20), st.floats(0.01, 12), st.sampled_from(["completed", "failed", "refused"]))))
-def test_the_window_counts_what_a_plain_look_at_all_requests_counts(
-    requests: list[tuple[float, float, str]],
-) -> None:
-    window, now = LoadWindow(5.0), 25.0
-    for number, (asked_s, _, _) in enumerate(requests):
-        window.asked(ask(number, asked_s))
-    over = sorted((asked_s + took_s, number) for number, (asked_s, took_s, _) in enumerate(requests))
-    for ended_s, number in over:
-        if ended_s <= now:
-            window.ended(str(number), requests[number][2], ended_s)
-    found = window.seen(now)
-    since_s = max((asked_s for asked_s, _, _ in requests), default=0.0) - 5.0
-    ended = [(a, t, how) for a, t, how in requests if a + t <= now and a + t >= since_s]
-    flying = [a for a, t, _ in requests if a + t > now]
-    assert (found.ended, found.bad) == (len(ended), sum(how != "completed" for _, _, how in ended))
-    assert found.overdue == sum(a + 10.0 < now for a in flying)
-    waits = [a + t - a for a, t, how in ended if how != "refused"] + [now - a for a in flying]
-    assert sorted(found.waited_s) == pytest.approx(sorted(waits))
 
 
 def test_a_stop_file_stops_the_run_and_is_no_verdict_on_the_cluster(tmp_path: Path) -> None:
