@@ -85,7 +85,8 @@ def summary(calibration: Calibration) -> list[str]:
     costs, bus = calibration.costs, calibration.bus
     lines = [f"{calibration.model}, {calibration.workers} engines in memory: load {costs.load_s:.2f} s"]
     for name, found in calibration.fits.items():
-        lines.append(f"{name}: {'; '.join(_terms(found))}; residuals {_residuals(found)} of {found.samples} cells")
+        if found.samples:
+            lines.append(f"{name}: {'; '.join(_terms(found))}; residuals {_residuals(found)} of {found.samples} cells")
     contention = ", ".join(f"{factor:.2f}" for factor in costs.contention)
     lines.append(f"side by side, 1 to {len(costs.contention)} that compute: {contention} times as long")
     if costs.noise:
