@@ -15,13 +15,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.arguments import NotWritable, check_writable, path, positive_int
 from chaos.experiment import Experiment, ExperimentError, find
 from chaos.resolve import load
 from chaos.searching.campaign import Campaign
 from chaos.searching.classes import told
 from chaos.searching.crews import Alone, Crew, Processes
 from chaos.searching.findings import Finding, Findings, FindingsError, State
-from chaos.searching.hunt import attempt
+from chaos.searching.hunt import SHRINK_PLAYS_MAX, attempt
 from chaos.searching.plans import Plan
 
 EXIT_FOUND = 1
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("--address: expected --on-ray beside it")
     try:
         base = load(find(options.experiment), options.set, options.policy)
+        check_writable(options.out)
         findings = Findings(options.out)
+    except NotWritable as error:
+        return _complain(f"--out {error}")
     except (ExperimentError, FindingsError) as error:
         return _complain(str(error))
     try:
@@ -58,7 +62,15 @@ def _search(base: Experiment, options: argparse.Namespace, findings: Findings) -
         print(f"chaos.search: {crew}", file=sys.stderr)
         return EXIT_INFRASTRUCTURE
     began_s = time.monotonic()
-    campaign = Campaign(base, policy, options.seeds, options.first_seed, findings, lambda line: print(line, flush=True))
+    campaign = Campaign(
+        base,
+        policy,
+        options.seeds,
+        options.first_seed,
+        findings,
+        lambda line: print(line, flush=True),
+        options.shrink_plays,
+    )
     try:
         campaign.run(crew)
     finally:
@@ -117,13 +129,6 @@ def _complain(text: str) -> int:
     return EXIT_USAGE
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m chaos.search",
@@ -132,14 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         "part of the search was lost twice, 130 interrupted",
     )
     parser.add_argument("experiment", help="a name of the catalogue, or a .yaml file: its policy and limits are used")
-    parser.add_argument("--seeds", type=_positive, default=100, help="how many plans are tried (default 100)")
-    parser.add_argument("--first-seed", type=_positive, default=1, help="other ones give other plans")
+    parser.add_argument("--seeds", type=positive_int, default=100, help="how many plans are tried (default 100)")
+    parser.add_argument("--first-seed", type=positive_int, default=1, help="other ones give other plans")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
-    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--shrink-plays", type=positive_int, default=SHRINK_PLAYS_MAX, metavar="N",
+        help=f"plays that making a finding small may take (default {SHRINK_PLAYS_MAX})",
+    )  # fmt: skip
     parser.add_argument("--on-ray", action="store_true", help="spread the search over a Ray cluster, begun here")
     parser.add_argument("--address", help="of --on-ray: a running Ray cluster to join, instead of starting one here")
-    parser.add_argument("--out", type=Path, default=Path("results/search"), help="where findings are kept")
+    parser.add_argument("--out", type=path, default=Path("results/search"), help="where findings are kept")
     return parser
 
 

@@ -11,7 +11,7 @@ from chaos.experiment import Experiment
 from chaos.searching.classes import UNCLASSIFIED, told
 from chaos.searching.crews import Crew
 from chaos.searching.findings import Findings
-from chaos.searching.hunt import Prey, Scouted, Sighting, Signature
+from chaos.searching.hunt import SHRINK_PLAYS_MAX, Prey, Scouted, Sighting, Signature
 from chaos.searching.tasks import Result, Task
 
 STRETCH = 25
@@ -35,14 +35,16 @@ class Campaign:
         first_seed: int,
         findings: Findings,
         say: Callable[[str], None],
+        plays_max: int = SHRINK_PLAYS_MAX,
     ) -> None:
-        """first_seed: of the first stretch; each has the next one."""
+        """first_seed: of the first stretch; each has the next one. plays_max: see chaos.searching.hunt.chase."""
         self.tried = 0
         self.lost = 0
         self._base = base
         self._policy = policy
         self._findings = findings
         self._say = say
+        self._plays_max = plays_max
         sizes = [min(STRETCH, plans - begun) for begun in range(0, plans, STRETCH)]
         self._stretches = [Task(base, first_seed + number, size) for number, size in enumerate(sizes)]
         self._scouted: dict[int, Scouted | None] = {}
@@ -106,7 +108,7 @@ class Campaign:
     def _chase(self, number: int) -> Task:
         chase = self._chases[number]
         stretch = self._stretches[chase.stretch]
-        return Task(self._base, stretch.seed, stretch.tries, chase.sighting)
+        return Task(self._base, stretch.seed, stretch.tries, chase.sighting, self._plays_max)
 
     def _add(self, number: int, prey: Prey | None) -> None:
         stands = [one.signature for one in self._findings.of(self._policy) if one.state.stands]

@@ -87,7 +87,14 @@ def scout(base: Experiment, seed: int, tries: int, play: Play = consult) -> Scou
     return Scouted(tried, tuple(Sighting(signature, nth) for signature, nth in seen.items()))
 
 
-def chase(base: Experiment, seed: int, tries: int, sighting: Sighting, play: Play = consult) -> Prey | None:
+def chase(
+    base: Experiment,
+    seed: int,
+    tries: int,
+    sighting: Sighting,
+    play: Play = consult,
+    plays_max: int = SHRINK_PLAYS_MAX,
+) -> Prey | None:
     """Draw the plans of that stretch again, without playing those before the one sighted, and make that one small.
 
     None where it does not show the same any more, which with deterministic code cannot be.
@@ -103,7 +110,7 @@ def chase(base: Experiment, seed: int, tries: int, sighting: Sighting, play: Pla
             return
         key = msgspec.json.encode(plan)
         if key not in told:
-            if plays >= SHRINK_PLAYS_MAX:
+            if plays >= plays_max:
                 return
             plays += 1
             told[key] = _like(plan, play, sighting.signature)

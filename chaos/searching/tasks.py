@@ -10,16 +10,18 @@ from pathlib import Path
 import msgspec
 
 from chaos.experiment import Experiment
-from chaos.searching.hunt import Prey, Scouted, Sighting, chase, scout
+from chaos.searching.hunt import SHRINK_PLAYS_MAX, Prey, Scouted, Sighting, chase, scout
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A stretch of `tries` plans of a seed: all to be played, or the one that was sighted to be made small."""
+    """A stretch of `tries` plans of a seed: all to be played, or the one that was sighted to be made small, in about
+    `plays_max` plays."""
 
     base: Experiment
     seed: int
     tries: int
     sighting: Sighting | None = None
+    plays_max: int = SHRINK_PLAYS_MAX
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -34,7 +36,7 @@ def perform(task: Task) -> Result:
     """Do it, in this process."""
     if task.sighting is None:
         return Result(scouted=scout(task.base, task.seed, task.tries))
-    return Result(prey=chase(task.base, task.seed, task.tries, task.sighting))
+    return Result(prey=chase(task.base, task.seed, task.tries, task.sighting, plays_max=task.plays_max))
 
 
 def main(arguments: Sequence[str]) -> int:

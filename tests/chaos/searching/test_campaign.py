@@ -1,6 +1,8 @@
 """The same seeds find the same, whoever plays them and in whatever order they come back."""
 
+import os
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -134,7 +136,7 @@ def test_a_task_that_is_lost_is_told_and_counted(tmp_path: Path) -> None:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Path:
-    """A stand-in for the interpreter, called with `-m chaos.searching.tasks TASK RESULT`."""
+    """A stand-in for the interpreter: of the tether, which it lets through, and of `-m chaos.searching.tasks`."""
     script = tmp_path / "stand_in"
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
@@ -150,7 +152,6 @@ def test_a_task_whose_process_is_killed_is_run_again_once(
     runs.touch()
     task = f'echo run >> {runs}; [ $(wc -l < {runs}) -gt {dies} ] || kill -9 $$; exec {sys.executable} "$@"'
     scripted(monkeypatch, tmp_path, f'if [ "$2" = chaos.searching.tasks ]; then {task}; fi; exec {sys.executable} "$@"')
-    # The tether is started by the same name, and has to start the stand-in in turn.
     crew = Processes(1)
     try:
         crew.submit(7, Task(BASE, 1, 1, Sighting(Signature(99), 2)))
@@ -162,13 +163,26 @@ def test_a_task_whose_process_is_killed_is_run_again_once(
     assert runs.read_text().count("run") == 2
 
 
+def test_whoever_closes_a_crew_ends_what_it_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = tmp_path / "pid"
+    task = f"echo $$ > {begun}; exec sleep 600"
+    scripted(monkeypatch, tmp_path, f'if [ "$2" = chaos.searching.tasks ]; then {task}; fi; exec {sys.executable} "$@"')
+    crew = Processes(1)
+    crew.submit(1, Task(BASE, 1, 1))
+    while not (begun.exists() and begun.read_text().strip()):
+        time.sleep(0.02)
+    crew.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+
+
 @pytest.mark.simulated
-def test_a_stretch_in_processes_comes_to_what_it_comes_to_here(tmp_path: Path) -> None:
-    tasks = {number: Task(BASE, seed, 1) for number, seed in enumerate((5, 6))}
+def test_a_stretch_in_a_process_comes_to_what_it_comes_to_here() -> None:
+    tasks = {0: Task(BASE, 5, 1)}
     here = Alone()
     for number, task in tasks.items():
         here.submit(number, task)
-    there = Processes(2)
+    there = Processes(1)
     try:
         for number, task in tasks.items():
             there.submit(number, task)

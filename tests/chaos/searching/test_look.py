@@ -20,7 +20,7 @@ pytestmark = pytest.mark.simulated
 def test_signs_of_a_kept_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str, code: int, said: str
 ) -> None:
-    experiment = load(find("network_partition"), [*SHORT, "workload.rate=15/s"], policy)
+    experiment = load(find("network_partition"), SHORT, policy)
     results = ResultsDirectory(tmp_path, experiment, "simulated", 1)
     play_simulated(experiment, 1, results, Quiet())
     assert main([str(results.path)]) == code
