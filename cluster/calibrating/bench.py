@@ -65,9 +65,10 @@ class Bench:
     def chat(self, chats: Chats) -> Chatted:
         """Chats. Raises EngineFailed."""
         beginnings = [self._tokens(chats.cached_tokens) for _ in range(chats.chats)]
-        for number, tokens in enumerate(beginnings):
-            self._ask(tokens, 1, number)
-        self._await(lambda: len(self._ended) == chats.chats)
+        if chats.cached_tokens:
+            for number, tokens in enumerate(beginnings):
+                self._ask(tokens, 1, keep_as=number)
+            self._await(lambda: len(self._ended) == chats.chats)
         self._forget()
         left = dict.fromkeys(range(chats.chats), chats.turns)
         asked: dict[int, tuple[int, float]] = {}
@@ -76,7 +77,8 @@ class Bench:
         while left or asked:
             for number in [number for number in left if number not in {chat for chat, _ in asked.values()}]:
                 tokens = beginnings[number] + self._tokens(chats.prompt_tokens)
-                sequence = self._ask(tokens, chats.new_tokens, number, chats.cached_tokens)
+                cache = number if chats.cached_tokens else None
+                sequence = self._ask(tokens, chats.new_tokens, cache, chats.cached_tokens, keep_as=cache)
                 asked[sequence] = (number, time.monotonic())
                 left[number] -= 1
                 if not left[number]:
@@ -93,12 +95,19 @@ class Bench:
             raise EngineFailed(f"{self._model}: chats of {chats.prompt_tokens} tokens made no token")
         return Chatted(chats, whole_s, sum(firsts_s) / len(firsts_s), len(firsts_s))
 
-    def _ask(self, tokens: tuple[int, ...], most: int, chat: int, cached_tokens: int = 0) -> int:
-        """A turn of a chat whose cache is kept under its number."""
+    def _ask(
+        self,
+        tokens: tuple[int, ...],
+        most: int,
+        cache: int | None = None,
+        cached_tokens: int = 0,
+        *,
+        keep_as: int | None,
+    ) -> int:
+        """Insert a turn; its number."""
         self._numbers += 1
-        cache = chat if cached_tokens else None
         insert = Insert(
-            self._numbers, self._model, tokens, most, cache=cache, cached_tokens=cached_tokens, keep_as=chat
+            self._numbers, self._model, tokens, most, cache=cache, cached_tokens=cached_tokens, keep_as=keep_as
         )
         self._engine.insert(insert)
         return self._numbers

@@ -28,7 +28,7 @@ _RESIDUALS = (5, 25, 50, 75, 95)
 _ROUND_TRIPS = (5, 50, 95)
 _DIGITS = 5
 DECODE_TERMS = ("step_s", "decode_each_s", "context_each_s")
-TURN_TERMS = ("finish_s", "finish_each_s")
+TURN_TERMS = ("finish_s", "finish_each_s", "keep_s")
 PREFILL_TERMS = ("prefill_step_s", "prefill_prompt_s", "prefill_each_s", "prefill_context_each_s")
 
 
@@ -153,7 +153,7 @@ def _fit_turns(chatted: Sequence[Chatted], bare: StepCosts) -> tuple[Fit, StepCo
 
     The wait of a lone chat for its first token tells what a kept cache costs at the beginning, all the rest is the end.
     """
-    alone = [each for each in chatted if each.chats.chats == 1]
+    alone = [each for each in chatted if each.chats.chats == 1 and each.chats.cached_tokens]
     missing_s = [each.first_s - play(bare, each.chats)[1] for each in alone]
     costs = replace(bare, resume_s=_rounded(max(0.0, float(np.median(missing_s)) if missing_s else 0.0)))
     by_chats: dict[Chats, list[float]] = defaultdict(list)
@@ -164,9 +164,9 @@ def _fit_turns(chatted: Sequence[Chatted], bare: StepCosts) -> tuple[Fit, StepCo
     rows, seconds = [], []
     for chats, whole_s in by_chats.items():
         turns = chats.chats * chats.turns
-        rows.append((1.0, float(chats.chats)))
+        rows.append((1.0, float(chats.chats), float(chats.cached_tokens > 0)))
         seconds.append(max(1e-6, (float(np.median(whole_s)) - play(costs, chats)[0]) / turns))
-    found = least_squares(TURN_TERMS, rows, seconds) if rows else Fit(TURN_TERMS, (0.0, 0.0), ((0.0,) * 2,) * 2, 0, ())
+    found = least_squares(TURN_TERMS, rows, seconds) if rows else Fit(TURN_TERMS, (0.0,) * 3, ((0.0,) * 3,) * 3, 0, ())
     ends = dict(zip(TURN_TERMS, map(_rounded, found.estimates), strict=True))
     return found, replace(costs, **ends)
 
@@ -186,9 +186,9 @@ def play(costs: StepCosts, chats: Chats) -> tuple[float, float]:
         first, number = left[chat] > chats.turns, next(numbers)
         left[chat] -= 1
         chat_of[number], asked_s[number] = chat, now
-        tokens, most = (text[: chats.cached_tokens], 1) if first else (text, chats.new_tokens)
-        cached = 0 if first else chats.cached_tokens
-        engine.insert(Insert(number, "m", tokens, most, cache=chat, cached_tokens=cached, keep_as=chat), now)
+        tokens, most = (text[: max(1, chats.cached_tokens)], 1) if first else (text, chats.new_tokens)
+        cached, cache = 0 if first else chats.cached_tokens, chat if chats.cached_tokens else None
+        engine.insert(Insert(number, "m", tokens, most, cache=cache, cached_tokens=cached, keep_as=cache), now)
 
     for chat in range(chats.chats):
         ask(chat)

@@ -54,7 +54,7 @@ SMALL = Budget(
     48,
     5,
     3.0,
-    tuple(Chats(chats, 8, 120, 60, 18) for chats in (1, 2, 4, 8)),
+    tuple(Chats(chats, 8, cached, 60, 18) for chats in (1, 2, 4, 8) for cached in (0, 120)),
 )
 """For models that make a thousand tokens per second."""
 LARGE = Budget(
@@ -65,7 +65,7 @@ LARGE = Budget(
     12,
     2,
     8.0,
-    tuple(Chats(chats, 2, 120, 60, 12) for chats in (1, 2, 4)),
+    tuple(Chats(chats, 2, cached, 60, 12) for chats in (1, 2, 4) for cached in (0, 120)),
 )
 """For models of which a token takes a tenth of a second."""
 

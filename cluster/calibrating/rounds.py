@@ -14,7 +14,8 @@ class Round(msgspec.Struct, frozen=True):
 class Chats(msgspec.Struct, frozen=True):
     """So many chats side by side, each of which asks its next turn as soon as it has an answer, `turns` each.
 
-    A turn goes on from the cache of the one before, of `cached_tokens`, with so many tokens more, and its own is kept.
+    A turn goes on from a kept cache of `cached_tokens`, with so many tokens more, and its own cache is kept. Where that
+    is 0 no cache is kept at all.
     """
 
     chats: int

@@ -10,7 +10,7 @@ NOISE_MAX = 256
 CONTENTION_MAX = 1024
 _NOT_NEGATIVE = (
     *("context_each_s", "prefill_step_s", "prefill_prompt_s", "prefill_context_each_s"),
-    *("resume_s", "finish_s", "finish_each_s"),
+    *("resume_s", "finish_s", "finish_each_s", "keep_s"),
 )
 
 
@@ -23,8 +23,8 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     looks at all of its prompt up to the chunk's end, and tokens and looks are those of the longest prompt times the
     number of prompts. Where prefill_step_s is None it adds `step_s` if nothing decodes, else nothing, and for the
     tokens, without padding, `prefill_each_s` each. A prompt that goes on from a kept cache adds `resume_s` to its first
-    chunk; a sequence that ends adds `finish_s + finish_each_s * batch` to its last step: its cache is taken out of the
-    batch's and kept, and those of the others are put together anew.
+    chunk; a sequence that ends adds `finish_s + finish_each_s * batch` to its last step, for the caches of the others
+    are put together anew, and `keep_s` if its own is kept.
 
     All of it is multiplied by a factor of `noise`, each as likely as any other and kept for `noise_steps` steps, and by
     `contention[k - 1]` while k engines of the host compute, this one included. With more of them than it has factors
@@ -48,6 +48,7 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume_s: float = 0.0
     finish_s: float = 0.0
     finish_each_s: float = 0.0
+    keep_s: float = 0.0
     noise: tuple[float, ...] = ()
     noise_steps: int = 1
     contention: tuple[float, ...] = ()
@@ -68,7 +69,7 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def even(self) -> bool:
         """Whether equal steps take equally long."""
-        return not (self.noise or self.context_each_s or self.finish_s or self.finish_each_s)
+        return not (self.noise or self.context_each_s or self.finish_s or self.finish_each_s or self.keep_s)
 
     def decode_s(self, batch: int, longest: int) -> float:
         """A step that decodes so many sequences, the longest of them with so many tokens, and nothing else."""
@@ -86,9 +87,9 @@ class StepCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         more_s = resumed * self.resume_s
         return self.prefill_step_s + prompts * (self.prefill_prompt_s + longest * each_s) + more_s
 
-    def finished_s(self, ended: int, batch: int) -> float:
-        """What it adds to a step that so many of its sequences end with it."""
-        return ended * (self.finish_s + self.finish_each_s * batch)
+    def finished_s(self, ended: int, kept: int, batch: int) -> float:
+        """What it adds to a step that so many of its sequences end with it, and the caches of so many are kept."""
+        return ended * (self.finish_s + self.finish_each_s * batch) + kept * self.keep_s
 
     def contended(self, engines: int) -> float:
         """By how much everything takes longer while so many engines of a host compute."""

@@ -294,7 +294,8 @@ class TimedEngine:
             if batch:
                 step_s = costs.decode_s(batch, longest + step)
                 if step + 1 == least:
-                    step_s += costs.finished_s(sum(item.left == least for item in model.decode), batch)
+                    ended = [item.keep_as is not None for item in model.decode if item.left == least]
+                    step_s += costs.finished_s(len(ended), sum(ended), batch)
                 end_s += pace * noise[step] * step_s
             ends_s.append(end_s)
             if end_s >= flush_s:

@@ -29,6 +29,7 @@ TRUE = StepCosts(
     resume_s=0.002,
     finish_s=0.004,
     finish_each_s=0.0005,
+    keep_s=0.006,
     contention=(1.0, 1.2, 1.8),
 )
 
@@ -78,6 +79,7 @@ def test_a_fit_finds_the_costs_again() -> None:
     assert costs.prefill_context_each_s == pytest.approx(TRUE.prefill_context_each_s, rel=0.1)
     assert costs.resume_s == pytest.approx(TRUE.resume_s, rel=0.2)
     assert costs.finish_s == pytest.approx(TRUE.finish_s, rel=0.2)
+    assert costs.keep_s == pytest.approx(TRUE.keep_s, rel=0.2)
     assert costs.contention == pytest.approx(TRUE.contention, rel=0.03)
     assert (costs.load_s, costs.kv_bytes_per_token, costs.weights_bytes) == (0.5, 2_048, 2**20)
     # While three computed there were too few cores, and such round trips are no property of the bus.
