@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pyarrow.feather as feather
 
+from analysis.arguments import NotWritable, check_writable, path, whole_number
 from analysis.history import UnreadableError
 from analysis.partitions import Found, Partition, find, line
 from analysis.scan import Arms, arms, scan
@@ -200,24 +201,28 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.aggregate", description=summarise.__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="DIR", help="results, a folder of results, or bare rows")
     parser.add_argument("--address", help="of a running Ray cluster (`auto`: the one of this host)")
-    parser.add_argument("--workers", type=int, help="Ray tasks at once; 0: none, in this process")
     parser.add_argument(
-        "--out", type=Path, help="where to write; default: DIR, or where you are when it is a file or many"
+        "--workers", type=whole_number(0, WORKERS_MAX), help="Ray tasks at once; 0: none, in this process"
+    )
+    parser.add_argument(
+        "--out", type=path, help="where to write; default: DIR, or where you are when it is a file or many"
     )
     asked = parser.parse_args(arguments)
     paths: list[Path] = asked.paths
     out = asked.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path())
-    if asked.workers is not None and not 0 <= asked.workers <= WORKERS_MAX:
-        parser.error(f"--workers: 0 to {WORKERS_MAX}, got {asked.workers}")
     if asked.workers == 0 and asked.address:
         parser.error("--workers 0 is in this process, and takes no --address")
     began_s = time.perf_counter()
     try:
+        check_writable(out)
         found = find(paths)
         tasks = bool(asked.address or asked.workers) or (asked.workers is None and found.rows >= TASKS_FROM_ROWS)
         summary = as_tasks(found, asked.address, asked.workers) if tasks else in_process(found)
         took_s = time.perf_counter() - began_s
         written = write(summary, out)
+    except NotWritable as error:
+        print(f"analysis.aggregate: --out {clean(error)}", file=sys.stderr)
+        return _USAGE
     except (UnreadableError, OSError) as error:
         print(f"analysis.aggregate: {clean(error)}", file=sys.stderr)
         return _USAGE

@@ -30,7 +30,7 @@ def whole_number(least: int, most: int = COUNT_MAX) -> Callable[[str], int]:
     return parse
 
 
-def number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+def real_number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
     """Takes numbers between two, both included. above: `least` itself is not taken."""
 
     def parse(text: str) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from analysis import baselines, fidelity, regression
+from analysis.arguments import real_number
 from analysis.baselines import Side
 from analysis.comparison import Change
 from analysis.fidelity import NotAPair
@@ -25,6 +26,7 @@ from analysis.regression import Compared, NotComparable, Regression
 from analysis.text import clean
 
 EXIT_WORSE, EXIT_USAGE, EXIT_SILENT = 1, 2, 3
+_CONFIDENCE_MAX = 0.9999
 _HEADINGS = ("metric", "base", "candidate", "ratio", "interval", "detectable", "change", "basis")
 _MARKDOWN = {ord(character): f"\\{character}" for character in "|\\`*_[]<>"}
 
@@ -186,18 +188,8 @@ def _list(folder: Path) -> int:
     return 0
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
-
-
-def _confidence(text: str) -> float:
-    value = float(text)
-    if not 0.5 < value < 1:
-        raise ValueError
-    return value
+_share = real_number(0, 1)
+_confidence = real_number(0.5, _CONFIDENCE_MAX, above=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from analysis.arguments import NotWritable, check_writable, path, real_number
 from analysis.facts import CannotJudge
 from analysis.history import History, UnreadableError
 from analysis.metrics import measure
@@ -212,12 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write `grafana.json` and `alerts.yaml`. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m analysis.dashboards", description=__doc__)
     parser.add_argument("directory", type=Path, help="results directory of a run with a baseline phase")
-    parser.add_argument("--factor", type=float, default=FACTOR, help="times the run's p95 that is allowed, default 2")
-    parser.add_argument("--out", type=Path, default=Path("dashboards"), help="default %(default)s")
+    factor = real_number(1, 100, above=True)
+    parser.add_argument("--factor", type=factor, default=FACTOR, help="times the run's p95 that is allowed, default 2")
+    parser.add_argument("--out", type=path, default=Path("dashboards"), help="default %(default)s")
     options = parser.parse_args(arguments)
-    if not 1 < options.factor <= 100:
-        return _complain(f"--factor {options.factor:g}: expected more than 1 and at most 100")
     try:
+        check_writable(options.out)
         history = load_history(options.directory)
         own = norms(history)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -225,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (options.out / "grafana.json").write_text(json.dumps(grafana(panels(own), title), indent=1) + "\n")
         written = yaml.safe_dump(rules(alerts(own, options.factor)), sort_keys=False, width=120)
         (options.out / "alerts.yaml").write_text(written)
+    except NotWritable as error:
+        return _complain(f"--out {error}")
     except (UnreadableError, OSError) as error:
         return _complain(str(error))
     except CannotJudge as error:

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from analysis import trend
+from analysis.arguments import port
 from analysis.baselines import read_side
 from analysis.findings import findings
 from analysis.history import UnreadableError
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.serve", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="default %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="default %(default)s; 0: any free one")
+    parser.add_argument("--port", type=port, default=PORT, help="default %(default)s; 0: any free one")
     options = parser.parse_args(arguments)
     if not options.results.is_dir():
         print(f"analysis.serve: {options.results}: no such folder; name the one that holds your runs", file=sys.stderr)

@@ -24,13 +24,16 @@ class _Body(msgspec.Struct, frozen=True):
     slot: str
     results: str
     quarantined: bool
+    began: bool
+    """Whether the run could begin at all."""
 
 
 def body(schedule: str, change: Change) -> bytes:
     """What is posted. id: the same when it is posted again because the answer to the first time was lost."""
     slot = datetime.fromtimestamp(change.slot_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     reason = " ".join(change.reason.split())[:_REASON_MAX]
-    text = f"{schedule}/{change.entry}: {change.verdict.upper()}, was {change.before or 'never run'}."
+    verdict = change.verdict.upper() if change.began else f"COULD NOT START ({change.verdict})"
+    text = f"{schedule}/{change.entry}: {verdict}, was {change.before or 'never run'}."
     text += f" {reason}" if reason else ""
     text += f" Slot {slot}, results {change.results or 'none'}."
     if change.quarantined:
@@ -46,6 +49,7 @@ def body(schedule: str, change: Change) -> bytes:
         slot=slot,
         results=change.results,
         quarantined=change.quarantined,
+        began=change.began,
     )
     return msgspec.json.encode(said)
 

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from analysis.arguments import real_number, seed
 from chaos.experiment import Experiment, ExperimentError, find
 from chaos.resolve import load
 from workloads.capacity import InfeasibleRate, resolve_rate
@@ -16,6 +17,7 @@ from workloads.vocabulary import ByteVocabulary
 
 EXIT_USAGE = 2
 BUCKETS = 60
+CAPACITY_PER_S_MAX = 1_000_000
 REMEMBERED_TOKENS_MAX = 5_000_000
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -24,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m chaos.preview", description="Show an experiment's open load.")
     parser.add_argument("experiment", help="a name of the catalogue, or a .yaml file")
-    parser.add_argument("--capacity", type=float, default=50.0, help="requests/s that shares are of (default 50)")
-    parser.add_argument("--seed", type=int, default=1)
+    capacity = real_number(0, CAPACITY_PER_S_MAX, above=True)
+    parser.add_argument("--capacity", type=capacity, default=50.0, help="requests/s that shares are of (default 50)")
+    parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     options = parser.parse_args(arguments)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from analysis.arguments import NotWritable, check_writable, path, seed
 from analysis.history import UnreadableError
 from analysis.recorder import RecorderError
 from analysis.verdict import EXIT_CODES, Verdict
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _play_again(options)
     if options.experiment is None:
         _parser().error("name an experiment of the catalogue (--list) or a .yaml file")
+    if options.world == "simulated" and options.address is not None:
+        return _complain("--address: the simulated world has no Ray cluster to join", EXIT_USAGE)
     settings = list(options.set)
     if options.model is not None:
         settings.append(f"cluster.model={options.model}")
@@ -64,13 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = announce(experiment, target, options.seed)
             if code or options.dry_run:
                 return code
+            check_writable(options.out)
             return run(experiment, "staging", options.seed, options.out, target=target)
         if options.dry_run:
             print(yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False), end="")
             return 0
+        check_writable(options.out)
         return run(experiment, options.world, options.seed, options.out, options.address)
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
+    except NotWritable as error:
+        return _complain(f"--out {error}", EXIT_USAGE)
     except RecorderError as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
     except KeyboardInterrupt:
@@ -84,9 +91,12 @@ def _play_again(options: argparse.Namespace) -> int:
         return _complain("--like DIR takes the experiment of that run, and goes with --world simulated", EXIT_USAGE)
     try:
         like = read_like(options.like, options.set)
+        check_writable(options.out)
         return run(like.experiment, "simulated", like.seed, options.out, like=like)
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
+    except NotWritable as error:
+        return _complain(f"--out {error}", EXIT_USAGE)
     except RecorderError as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
 
@@ -220,19 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")
     parser.add_argument("--profile", help="one of the experiment's own profiles, such as prd")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
-    parser.add_argument("--seed", type=_seed, default=1, help="seed of load and simulation (default 1)")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of load and simulation (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
-    parser.add_argument("--like", type=Path, metavar="DIR", help="a recorded run, to play again with --world simulated")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="where results go (default results/)")
+    parser.add_argument("--like", type=path, metavar="DIR", help="a recorded run, to play again with --world simulated")
+    parser.add_argument("--out", type=path, default=Path("results"), help="where results go (default results/)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run and stop")
     return parser
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.arguments import NotWritable, check_writable, parent_of, path, port, whole_number
 from analysis.whole_file import write_whole
 from chaos.notify import Webhook
 from chaos.scheduling import metrics
@@ -32,6 +33,8 @@ EXIT_USAGE = 2
 EXIT_STATE = 5
 EXIT_INTERRUPTED = 130
 SHOWN = 5
+COUNT_MAX = 10_000
+"""Slots that are listed; some are years away."""
 
 
 def main(arguments: Sequence[str] | None = None, clock: Clock | None = None, command: Sequence[str] = RUN) -> int:
@@ -48,8 +51,9 @@ def main(arguments: Sequence[str] | None = None, clock: Clock | None = None, com
         if options.ack:
             return _acknowledge(plan, folder, options.ack, time_of.unix_s())
         url = plan.webhook()
+        _check_writable(plan, options.metrics_file)
         journal = Journal(folder)
-    except ScheduleError as error:
+    except (ScheduleError, NotWritable) as error:
         return _complain(str(error), EXIT_USAGE)
     except JournalBusy as error:
         return _complain(str(error), EXIT_USAGE)
@@ -108,6 +112,22 @@ async def _run(
     return EXIT_INTERRUPTED if asked == [signal.SIGINT] else 0
 
 
+def _check_writable(plan: Plan, metrics_file: Path | None) -> None:
+    """Raises NotWritable for a place where nothing could be written later, when nobody looks."""
+    try:
+        check_writable(plan.folder)
+    except NotWritable as error:
+        raise NotWritable(f"results: {error}") from None
+    if metrics_file is None:
+        return
+    folder = parent_of(metrics_file)
+    if not folder.is_dir():
+        raise NotWritable(f"--metrics-file {metrics_file}: there is no folder {folder}")
+    if metrics_file.is_dir():
+        raise NotWritable(f"--metrics-file {metrics_file}: expected a file, this is a folder")
+    check_writable(folder)
+
+
 def _status(plan: Plan, folder: Path, as_json: bool, now_s: float) -> int:
     told = status(plan, read(folder), now_s)
     if as_json:
@@ -163,18 +183,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Run experiments on a schedule, one at a time, until stopped.",
         epilog="exit codes: 0 stopped, 2 usage or another scheduler runs, 5 the state cannot be kept, 130 Ctrl-C",
     )
-    parser.add_argument("file", type=Path, metavar="FILE.yaml")
+    parser.add_argument("file", type=path, metavar="FILE.yaml")
     parser.add_argument("--status", action="store_true", help="say how every entry stands, and stop")
     parser.add_argument("--json", action="store_true", help="with --status: all of it, as JSON")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run when, and stop")
     parser.add_argument(
-        "--count", type=int, default=SHOWN, help="with --dry-run: slots of each entry, default %(default)s"
-    )
+        "--count", type=whole_number(0, COUNT_MAX), default=SHOWN, metavar="N",
+        help="with --dry-run: slots of each entry, default %(default)s",
+    )  # fmt: skip
     parser.add_argument("--ack", metavar="NAME", help="acknowledge a failure, so that the entry runs again")
     parser.add_argument(
-        "--metrics-port", type=int, metavar="PORT", help="Prometheus metrics on loopback; 0: a free port"
+        "--metrics-port", type=port, metavar="PORT", help="Prometheus metrics on loopback; 0: a free port"
     )
-    parser.add_argument("--metrics-file", type=Path, metavar="FILE", help="Prometheus metrics as a file")
+    parser.add_argument("--metrics-file", type=path, metavar="FILE", help="Prometheus metrics as a file")
     return parser
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.arguments import NotWritable, check_writable, path, seed
 from analysis.whole_file import write_whole
 from chaos.experiment import catalogue
 from chaos.playing import INTERRUPTED, Line, Play, play, profile_of
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ProfileError as error:
             return _complain(f"--policy {error}")
     out: Path = options.out if options.out is not None else _OUT / options.suite
+    try:
+        check_writable(out)
+    except NotWritable as error:
+        return _complain(f"--out {error}")
     out.mkdir(parents=True, exist_ok=True)
     lines: list[tuple[Play, Line]] = []
     for what in _plays([name for name in known if not options.only or name in options.only], options):
@@ -105,7 +110,10 @@ def _complain(text: str) -> int:
 
 
 def _listed(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+    found = [part for part in text.split(",") if part]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected one at least, with commas between them, got {text!r}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,9 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--world", choices=("live", "simulated"), default="live")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these experiments")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field in all")
-    parser.add_argument("--out", type=Path, help=f"default {_OUT}/SUITE")
+    parser.add_argument("--out", type=path, help=f"default {_OUT}/SUITE")
     return parser
 
 

@@ -17,6 +17,7 @@ import msgspec
 import pyarrow.parquet as pq
 
 from analysis import sweep_view
+from analysis.arguments import NotWritable, check_writable, path, positive_int, real_number, seed, whole_number
 from analysis.sweep_page import html, markdown, text
 from analysis.sweep_table import SweepRow, to_table
 from analysis.sweep_view import Missing, SweepReport
@@ -31,6 +32,7 @@ from chaos.sweeping import FORM, Clock, Measuring, NoVerdict, check_phases, kept
 EXIT_MORE = 3
 """Points are left to be run, because --limit said so."""
 REPEATS_MAX = 100
+SETTLE_S_MAX = 86_400.0
 WORLDS = ("live", "simulated")
 _WRITE_EVERY_S = 20.0
 
@@ -135,12 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for trial in planned:
             print(trial.name)
         return 0
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        check_writable(out)
+        out.mkdir(parents=True, exist_ok=True)
         with alone_in(out, "sweep", lambda line: print(line, flush=True)) as held:
             return _run(sweep, options, left_out, Children(held))
     except FolderBusy as error:
         return _complain(str(error))
+    except NotWritable as error:
+        return _complain(f"--out {error}")
     except KeyboardInterrupt:
         # While nothing ran.
         print("chaos.sweep: interrupted", file=sys.stderr)
@@ -220,15 +225,9 @@ def _plan(options: argparse.Namespace) -> tuple[list[Trial], list[str]]:
 
 
 def _wrong_options(options: argparse.Namespace) -> str:
-    if not 1 <= options.repeats <= REPEATS_MAX:
-        return f"--repeats {options.repeats}: expected 1 to {REPEATS_MAX}"
-    if options.limit is not None and options.limit < 0:
-        return f"--limit {options.limit}: expected at least 0"
-    if options.settle < 0:
-        return f"--settle {options.settle:g}: expected at least 0 seconds"
     if options.parallel is None:
         options.parallel = (os.cpu_count() or 1) if options.world == "simulated" else 1
-    if options.parallel < 1 or (options.world != "simulated" and options.parallel > 1):
+    if options.world != "simulated" and options.parallel > 1:
         return f"--parallel {options.parallel}: expected 1, for live runs beside each other would measure each other"
     return ""
 
@@ -240,6 +239,10 @@ def _duration(seconds: float) -> str:
 def _complain(text: str) -> int:
     print(f"chaos.sweep: {text}", file=sys.stderr)
     return EXIT_USAGE
+
+
+_repeats = whole_number(1, REPEATS_MAX)
+_settle_s = real_number(0, SETTLE_S_MAX)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,20 +257,20 @@ def _parser() -> argparse.ArgumentParser:
         "--over", action="append", default=[], required=True, metavar="PATH=V1,V2,...",
         help="values of a setting, as YAML; 1..10 is a range; several give every combination",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each point, each with the next seed")
+    parser.add_argument("--repeats", type=_repeats, default=1, help="runs of each point, each with the next seed")
     parser.add_argument("--phase", action="append", default=[], help="what to measure (default: phases with a load)")
-    parser.add_argument("--settle", type=float, default=2.0, help="seconds of each measured phase that do not count")
+    parser.add_argument("--settle", type=_settle_s, default=2.0, help="seconds of each phase that do not count")
     parser.add_argument("--skip-invalid", action="store_true", help="leave out combinations that cannot be run")
-    parser.add_argument("--limit", type=int, help="run so many at most, and the others another time")
-    parser.add_argument("--parallel", type=int, help="simulated runs at once (default: as many as cores)")
+    parser.add_argument("--limit", type=whole_number(0), help="run so many at most, and the others another time")
+    parser.add_argument("--parallel", type=positive_int, help="simulated runs at once (default: as many as cores)")
     parser.add_argument("--world", choices=WORLDS, default="live")
     parser.add_argument("--address", help="a Ray cluster: live runs join it, simulated runs are spread over it")
     parser.add_argument("--model", help="tiny, an mlx-lm directory, or a hub id")
     parser.add_argument("--profile", help="one of the experiment's own profiles")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
-    parser.add_argument("--seed", type=int, default=1, help="of the order and of the first repeat (default 1)")
+    parser.add_argument("--seed", type=seed, default=1, help="of the order and of the first repeat (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field in all")
-    parser.add_argument("--out", type=Path, help="default results/sweep/EXPERIMENT")
+    parser.add_argument("--out", type=path, help="default results/sweep/EXPERIMENT")
     parser.add_argument("--dry-run", action="store_true", help="check every point, list the runs in order, and stop")
     return parser
 

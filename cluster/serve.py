@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.arguments import NotWritable, check_writable, path, port, whole_number
 from cluster.live.given_bus import given_bus
 from cluster.profiles import ProfileError, load_policy
 
@@ -35,6 +36,11 @@ def _main(options: argparse.Namespace) -> int:
         policy = load_policy(options.policy)
         keys = _keys(options.api_key_env)
         bus = given_bus(options.nats_url, options.nats_credentials_env, options.link)
+        if options.log_dir is not None:
+            check_writable(options.log_dir)
+    except NotWritable as error:
+        print(f"cluster.serve: --log-dir {error}", file=sys.stderr)
+        return EXIT_USAGE
     except (ProfileError, ValueError) as error:
         print(f"cluster.serve: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -78,33 +84,20 @@ def _keys(variable: str | None) -> tuple[str, ...]:
     return keys
 
 
-def _count(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if not 1 <= number <= _NODES_MAX:
-        raise argparse.ArgumentTypeError(f"expected 1 to {_NODES_MAX}, got {text!r}")
-    return number
-
-
-def _port(text: str) -> int:
-    if not (text.isdigit() and int(text) <= 65_535):
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cluster.serve", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--model", action="append", metavar="M", help="tiny (default), a directory or a hub id; may be repeated")
-    add("--workers", type=_count, default=1, metavar="N", help="default 1")
-    add("--controllers", type=_count, default=1, metavar="N", help="default 1")
+    add("--workers", type=whole_number(1, _NODES_MAX), default=1, metavar="N", help="default 1")
+    add("--controllers", type=whole_number(1, _NODES_MAX), default=1, metavar="N", help="default 1")
     add("--host", default="127.0.0.1", metavar="H", help="where HTTP listens, default 127.0.0.1")
-    add("--port", type=_port, default=_PORT, metavar="P", help=f"default {_PORT}; 0 takes a free one")
+    add("--port", type=port, default=_PORT, metavar="P", help=f"default {_PORT}; 0 takes a free one")
     add("--policy", default=_POLICY, metavar="NAME|FILE", help=f"profile or YAML file, default {_POLICY}")
     add("--api-key-env", metavar="NAME", help="environment variable with the keys that callers may use")
     add("--nats-url", metavar="URL", help="a NATS server that runs already, nats://host:port; default: one of its own")
     add("--nats-credentials-env", metavar="NAME", help="environment variable with its user:password, or a token")
     add("--link", action="append", default=[], metavar="NODE=HOST:PORT", help="where a node reaches that server")
-    add("--log-dir", metavar="D", help="keep the logs of all processes here")
+    add("--log-dir", type=path, metavar="D", help="keep the logs of all processes here")
     return parser
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from analysis.arguments import NotWritable, check_writable, path, real_number, whole_number
 from analysis.criterion import Criterion
 from analysis.facts import CannotJudge, offered
 from analysis.history import History, UnreadableError
@@ -44,6 +45,7 @@ EXIT_INFRASTRUCTURE = 5
 EXIT_INTERRUPTED = 130
 CONTEXT_WORDS = 8_192
 PROCESSES_MAX = 64
+DURATION_S_MAX = 86_400.0
 UNKNOWN = Capacity(1.0, 1.0, 0, 1.0)
 """Of an endpoint that nobody has asked; an open loop does not depend on it."""
 _LOAD = "load"
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expectations = _expectations(options)
         prompts = _probe_prompts(spec, options)
         plan = None if options.closed else _plan(spec, options)
+        check_writable(options.out)
         asyncio.run(reach(target))
         limits = None if options.no_roofline else roofline("renew" if options.renew_roofline else "use")
         found = None
@@ -96,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, target, plan, results, limits, processes)
     except (UsageError, BadTarget) as error:
         return _complain(str(error), EXIT_USAGE)
+    except NotWritable as error:
+        return _complain(f"--out {error}", EXIT_USAGE)
     except (Unreachable, StubFailed, ShareFailed, RecorderError, UnreadableError, OSError) as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
     except KeyboardInterrupt:
@@ -353,29 +358,10 @@ def _experiment(
     }
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86_400:
-        raise ValueError
-    return value
-
-
-def _from_zero(text: str) -> float:
-    return 0.0 if float(text) == 0 else _seconds(text)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 1_000_000_000:
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= CONNECTIONS_MAX:
-        raise ValueError
-    return value
+_seconds = real_number(0, DURATION_S_MAX, above=True)
+_from_zero = real_number(0, DURATION_S_MAX)
+_count = whole_number(0)
+_positive = whole_number(1, CONNECTIONS_MAX)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -406,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length-field", default="max_tokens", help="some want max_completion_tokens")
     parser.add_argument("--session-field", default="", help="tells the session, such as session_id (default: not told)")
     parser.add_argument("--extra", default="{}", metavar="JSON", help="fields of every request")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="where results go (default results/)")
+    parser.add_argument("--out", type=path, default=Path("results"), help="where results go (default results/)")
     parser.add_argument("--renew-roofline", action="store_true", help="measure the driver again")
     parser.add_argument("--no-roofline", action="store_true", help="do not measure the driver")
     return parser

@@ -71,12 +71,16 @@ Command = Write | Start | End | Tell | Tidy
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """How a run's process ended. complete: with a verdict or an exit code of its own. The rest: as in Ended."""
+    """How a run's process ended. complete: with a verdict or an exit code of its own. The rest: as in Ended.
+
+    started: whether anything of the experiment was done at all.
+    """
 
     complete: bool
     verdict: str
     reason: str
     results: str
+    started: bool = True
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -174,7 +178,7 @@ class Machine:
             entry=run.entry,
             at_s=now_s,
             slot_s=run.slot_s,
-            outcome="ran" if finish.complete else "interrupted",
+            outcome="interrupted" if not finish.complete else "ran" if finish.started else "missed",
             verdict=verdict,
             reason=reason,
             results=finish.results,

@@ -202,6 +202,8 @@ def _check(plan: Plan) -> None:
 def _check_entry(field: str, entry: Entry) -> None:
     if (entry.target is not None) != (entry.world == "staging"):
         raise ScheduleError(f"{field}.target: expected a target's file with world: staging, and with no other world")
+    if entry.address is not None and entry.world != "live":
+        raise ScheduleError(f"{field}.address: expected a Ray cluster's address with world: live, and with no other")
     if entry.target is not None and not Path(entry.target).is_file():
         raise ScheduleError(f"{field}.target: {entry.target}: no such file")
     overrides: Sequence[str] = entry.overrides()

@@ -43,12 +43,13 @@ class Started(_Record, frozen=True, tag="started"):
 class Ended(_Record, frozen=True, tag="ended"):
     """The run of the slot is over.
 
-    ran: it came to its own end. verdict: its verdict, or why there is none (see chaos.playing.NO_VERDICT, DEADLINE,
-    CRASHED), empty when the end says nothing about what was tested. results: its folder, below the schedule's.
+    ran: it came to its own end. missed: it could not even begin. verdict: its verdict, or why there is none (see
+    chaos.playing.NO_VERDICT, DEADLINE, CRASHED), empty when the end says nothing about what was tested. results: its
+    folder, below the schedule's.
     """
 
     slot_s: int
-    outcome: Literal["ran", "interrupted"]
+    outcome: Literal["ran", "interrupted", "missed"]
     verdict: str
     reason: str
     results: str
@@ -89,6 +90,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     results: str
     quarantined: bool
+    began: bool = True
+    """Whether the run of the slot could begin at all."""
 
     @property
     def id(self) -> str:
@@ -169,10 +172,13 @@ class State(msgspec.Struct, frozen=True, tag_field="record", tag="state", kw_onl
         if [(run.entry, run.slot_s) for run in self.running] != [(record.entry, record.slot_s)]:
             raise JournalDamaged(f"{record.entry}: a run has ended that was not started")
         self.running.clear()
-        if record.outcome == "ran":
-            state.ran += 1
-        else:
-            state.interrupted += 1
+        match record.outcome:
+            case "ran":
+                state.ran += 1
+            case "interrupted":
+                state.interrupted += 1
+            case "missed":
+                state.missed += 1
         _remember(state, record)
         if record.quarantine:
             state.quarantined_s = record.slot_s
@@ -193,6 +199,7 @@ class State(msgspec.Struct, frozen=True, tag_field="record", tag="state", kw_onl
                     reason=record.reason,
                     results=record.results,
                     quarantined=record.quarantine,
+                    began=record.outcome != "missed",
                 )
             )
 

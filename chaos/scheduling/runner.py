@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analysis.history import UnreadableError
 from analysis.judge import read_verdict
@@ -61,7 +63,7 @@ class Runner:
             self._process = await self._start(entry, slot_s, folder)
         except OSError as error:
             reason = f"{folder}: the run cannot be started: {error.strerror}"
-            return Finish(complete=True, verdict="infrastructure", reason=reason, results="")
+            return Finish(complete=True, verdict="infrastructure", reason=reason, results="", started=False)
         try:
             code = await self._process.wait()
         finally:
@@ -142,10 +144,24 @@ class Runner:
                 reason = verdict.reasons[0] if verdict.reasons else ""
                 return Finish(True, verdict.verdict.value, reason[:_REASON_MAX], results)
         if code in (2, 5):
-            return Finish(True, NO_VERDICT[code], said, results)
+            return Finish(True, NO_VERDICT[code], said, results, started=_began(latest))
         if code in (0, 130, None):
             return Finish(False, "", "the run was interrupted", results)
         return Finish(False, CRASHED, f"exit code {code}; {said}", results)
+
+
+def _began(run: Path) -> bool:
+    """Whether a run came as far as its first phase, by its rows; one that was refused has not even a folder.
+
+    Where the rows cannot be read something may have been done, so it has begun.
+    """
+    if not run.is_dir():
+        return False
+    try:
+        kinds = pq.read_table(run / "events.parquet", columns=["kind"])["kind"]
+    except (OSError, pa.ArrowException):
+        return True
+    return "phase_started" in kinds.to_pylist()
 
 
 def _shorten(output: Path) -> str:

@@ -175,7 +175,7 @@ def said(record: Record) -> str:
         case Started():
             return f"{record.entry}: slot {shown(record.slot_s)} starts"
         case Ended():
-            what = record.verdict if record.outcome == "ran" else f"interrupted {record.verdict}".strip()
+            what = _ended(record)
             quarantine = "; quarantined until it is acknowledged" if record.quarantine else ""
             return f"{record.entry}: slot {shown(record.slot_s)} {what}: {record.reason}{quarantine}"
         case Missed():
@@ -191,6 +191,16 @@ def said(record: Record) -> str:
                 f"{record.entry}: nobody could be told of the change in slot {shown(record.slot_s)}: {record.problem}"
             )
     return ""
+
+
+def _ended(record: Ended) -> str:
+    match record.outcome:
+        case "ran":
+            return record.verdict
+        case "missed":
+            return f"missed, it could not start ({record.verdict})"
+        case "interrupted":
+            return f"interrupted {record.verdict}".strip()
 
 
 def shown(unix_s: float) -> str:

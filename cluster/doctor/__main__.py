@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from analysis.arguments import whole_number
 from cluster.doctor import probe
 from cluster.doctor.findings import Facts, Finding, examine, facts_of
 from cluster.live.ray_variables import prepare_to_join
@@ -135,6 +136,10 @@ def _weights(model: str) -> int:
     return 0
 
 
+_count = whole_number(1, 64)
+_port = whole_number(1, 65_535)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.doctor",
@@ -149,20 +154,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all", action="store_true", help="say also what is as it should be")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 64:
-        raise argparse.ArgumentTypeError(f"expected 1 to 64, got {value}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 65_535:
-        raise argparse.ArgumentTypeError(f"expected 1 to 65535, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def test_rules_keep_every_alert() -> None:
 
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert main([str(tmp_path), "--factor", "1"]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--factor", "1"])
+    first, *_, second = capsys.readouterr().err.splitlines()
     assert "run.json" in first or "missing" in first
-    assert "--factor 1: expected more than 1" in second
+    assert "--factor: expected a number, more than 1" in second

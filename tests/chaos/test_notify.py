@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 
+import msgspec
 from aiohttp import web
 
 from chaos import notify
@@ -24,7 +25,15 @@ def test_the_body_has_a_text_for_people_and_facts_for_programs() -> None:
     )
     assert told["id"] == "nightly/partition@1800000000"
     assert (told["verdict"], told["before"], told["quarantined"]) == ("fail", "pass", True)
+    assert told["began"] is True
     assert told["reason"] == "1 of the 2 requests at risk <was> lost"
+
+
+def test_a_run_that_could_not_start_is_called_so() -> None:
+    change = msgspec.structs.replace(CHANGE, verdict="usage", reason="no such experiment", results="", began=False)
+    told = json.loads(body("nightly", change))
+    assert told["text"].startswith("nightly/partition: COULD NOT START (usage), was pass. no such experiment")
+    assert (told["verdict"], told["began"]) == ("usage", False)
 
 
 async def _answered(status: int, delay_s: float = 0.0) -> tuple[str, list[dict[str, str]]]:

@@ -72,6 +72,51 @@ def test_an_acknowledgement_with_no_scheduler_is_written_down_at_once(
     assert "is not quarantined" in capsys.readouterr().out
 
 
+def test_a_slot_that_could_not_start_is_missed_and_says_why(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, slot_s = file.parent / "results" / FOLDER, SLOT_S + 86_400
+    journal = Journal(folder)
+    journal.write(Started(entry="partition", at_s=slot_s + 1.0, slot_s=slot_s))
+    journal.write(
+        Ended(
+            entry="partition", at_s=slot_s + 2.0, slot_s=slot_s, outcome="missed", verdict="usage", reason="no x.yaml",
+            results="",
+        )
+    )  # fmt: skip
+    journal.close()
+    assert main([str(file), "--status"]) == 0
+    told = capsys.readouterr().out
+    assert "partition: usage; 1 ran, 0 interrupted, 2 missed" in told
+    assert "slot 2027-01-16T02:00:00Z missed, it could not start (usage): no x.yaml" in told
+    plan, state = load(file), read(folder)
+    text = ScheduleMetrics(plan, state, lambda name: None).text().decode()
+    assert 'outcome="missed",schedule="nightly",world="simulated"} 2.0' in text
+    assert 'verdict="usage",world="simulated"} 1.0' in text
+    assert [change.began for change in state.changes] == [True, False]
+
+
+def test_mistakes_of_the_command_line_are_told_before_anything_starts(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (
+        ("--dry-run", "--count", "-1"),
+        ("--metrics-port", "99999"),
+        ("--metrics-port", "-5"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(file), *options])
+        assert "expected a whole number, 0" in capsys.readouterr().err
+    assert main([str(file), "--metrics-file", str(file.parent / "nowhere" / "x.prom")]) == 2
+    assert "nowhere/x.prom: there is no folder" in capsys.readouterr().err
+    assert main([str(file), "--metrics-file", str(file.parent)]) == 2
+    assert "this is a folder" in capsys.readouterr().err
+    file.write_text(SCHEDULE.format(results=file / "below"))
+    assert main([str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "results: " in said
+    assert "cannot be written to" in said
+    assert said.count("\n") == 1
+
+
 def test_a_wrong_file_and_a_damaged_state_are_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = file.parent / "results" / FOLDER / "journal.jsonl"
     journal.write_text("garbage\n" + journal.read_text())

@@ -82,7 +82,6 @@ def test_what_comes_to_no_verdict_is_missing_and_run_again(
         (("--over", "cluster.workers=1,0"), "point cluster.workers=0: cluster.workers: "),
         (("--over", "cluster.workers=1", "--phase", "nosuch"), "--phase nosuch: point cluster.workers=1 has no such"),
         (("--over", "cluster.workers=1", "--settle", "2"), "--settle 2: nothing would be left to measure, weak lasts"),
-        (("--over", "cluster.workers=1", "--repeats", "0"), "--repeats 0: expected 1 to 100"),
         (("--over", "cluster.workers=1", "--world", "live", "--parallel", "2"), "--parallel 2: expected 1"),
         (("--over", "cluster.workers=1", "--profile", "nosuch"), "no profile 'nosuch'"),
     ],
@@ -95,6 +94,18 @@ def test_a_mistake_costs_one_line_and_starts_nothing(
     assert said in told
     assert told.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--repeats", "0"), ("--limit", "-1"), ("--parallel", "0"), ("--settle", "nan"), ("--seed", "-1")]
+)
+def test_a_number_that_is_none_is_told_by_its_option(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["scalability", "--over", "cluster.workers=1", "--world", "simulated", *wrong]
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    assert f"argument {wrong[0]}: expected a " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def test_a_served_cluster_keeps_what_the_api_promises() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--workers", "0"), "expected 1 to 64"),
+        (("--workers", "0"), "1 to 64, got"),
         (("--policy", "nowhere"), "no policy profile"),
         (("--port", "70000"), "expected 0 to 65535"),
         (("--api-key-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE"),
