@@ -140,7 +140,7 @@ def test_a_served_cluster_keeps_what_the_api_promises() -> None:
     [
         (("--workers", "0"), "1 to 64, got"),
         (("--policy", "nowhere"), "no policy profile"),
-        (("--port", "70000"), "expected 0 to 65535"),
+        (("--port", "70000"), "0 to 65535, got"),
         (("--api-key-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE"),
         (("--model", "nosuch"), "--model: no model 'nosuch': it has to be `tiny`"),
         (("--model", "/nonexistent/model"), "--model: no model '/nonexistent/model'"),
