@@ -183,6 +183,7 @@ EVENT_KINDS: dict[str, str] = {
     "block_ended": "the last request of a block was asked; detail is its number",
     "worker_action": "a worker was restarted, or told to evict or pre-warm a model; detail is what came of it, in JSON",
     "guard": "a stop condition was met",
+    "record_ended": "what the node decides is recorded no longer, though it goes on; detail says why",
     "probe_refuted": "a probe of somebody else's cluster did not hold at the end; detail says which, and how",
     "note": "a remark of the director",
 }

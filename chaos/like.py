@@ -84,8 +84,8 @@ def read_like(directory: Path, settings: Sequence[str]) -> Like:
 class LikeWorld(SimulatedWorld):
     """The simulated world with the prompts of the recorded run's model: what a cache saves depends on them."""
 
-    def __init__(self, like: Like, raw: Path) -> None:
-        super().__init__(like.experiment, like.seed, raw)
+    def __init__(self, like: Like, raw: Path, record_policy: bool = False) -> None:
+        super().__init__(like.experiment, like.seed, raw, record_policy)
         self._like = like
 
     async def vocabulary(self) -> PromptVocabulary:  # type: ignore[override]

@@ -73,7 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(yaml.safe_dump(msgspec.to_builtins(experiment), sort_keys=False), end="")
             return 0
         check_writable(options.out)
-        return run(experiment, options.world, options.seed, options.out, options.address)
+        return run(
+            experiment,
+            options.world,
+            options.seed,
+            options.out,
+            options.address,
+            record_policy=options.record_policy,
+        )
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
     except NotWritable as error:
@@ -92,7 +99,9 @@ def _play_again(options: argparse.Namespace) -> int:
     try:
         like = read_like(options.like, options.set)
         check_writable(options.out)
-        return run(like.experiment, "simulated", like.seed, options.out, like=like)
+        return run(
+            like.experiment, "simulated", like.seed, options.out, like=like, record_policy=options.record_policy
+        )
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
     except NotWritable as error:
@@ -109,15 +118,19 @@ def run(
     address: str | None = None,
     target: Target | None = None,
     like: Like | None = None,
+    record_policy: bool | None = None,
 ) -> int:
-    """Run an experiment in a world and leave its results below `out`; returns the exit code."""
+    """Run an experiment in a world and leave its results below `out`; returns the exit code.
+
+    record_policy: whether what the nodes decide is recorded, see chaos.replay; None: in the live world.
+    """
     results = ResultsDirectory(out, experiment, world, seed)
     with Progress() as shown, closing(PublishedProgress(shown, results.path)) as progress:
         progress.note(f"{experiment.title} ({experiment.name}, {world} world, seed {seed})")
         if world == "live" and experiment.cluster.engine == "timed":
             progress.note(_TIMED)
         try:
-            ended_by = _execute(experiment, world, seed, results, progress, address, target, like)
+            ended_by = _execute(experiment, world, seed, results, progress, address, target, like, record_policy)
         except (InfrastructureError, HandleError, CapacityUnknown, HostTooSlow, RecorderError) as error:
             return _complain(str(error), EXIT_INFRASTRUCTURE)
         except InfeasibleRate as error:
@@ -154,10 +167,11 @@ def _execute(
     address: str | None,
     target: Target | None = None,
     like: Like | None = None,
+    record_policy: bool | None = None,
 ) -> str:
     """Run in the world and put all tables in place; returns what ended the run."""
     if kind == "simulated":
-        return play_simulated(experiment, seed, results, progress, like)
+        return play_simulated(experiment, seed, results, progress, like, bool(record_policy))
     if target is not None:
         staging = StagingWorld(experiment, target, results.run_id, results.raw, results.logs)
         director = Director(staging, experiment, seed, progress, results.write_plan, staging)
@@ -169,7 +183,8 @@ def _execute(
         prepare_ray(address)
         from chaos.worlds.live import LiveWorld
 
-        live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address)
+        recorded = record_policy is not False
+        live = LiveWorld(experiment, seed, results.run_id, results.raw, results.logs, address, recorded)
         director = Director(live, experiment, seed, progress, results.write_plan)
         session = Session(live, director, results, progress, lambda: live.interrupted, live.clocks_ahead_s)
         asyncio.run(live.guarded(session.whole()))
@@ -234,6 +249,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     parser.add_argument("--like", type=path, metavar="DIR", help="a recorded run, to play again with --world simulated")
     parser.add_argument("--out", type=path, default=Path("results"), help="where results go (default results/)")
+    parser.add_argument(
+        "--record-policy",
+        action=argparse.BooleanOptionalAction,
+        help="record what the nodes decide, for chaos.replay (default: in the live world)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be run and stop")
     return parser
 

@@ -110,18 +110,24 @@ class Session:
 
 
 def play_simulated(
-    experiment: Experiment, seed: int, results: ResultsDirectory, watcher: Watcher, like: Like | None = None
+    experiment: Experiment,
+    seed: int,
+    results: ResultsDirectory,
+    watcher: Watcher,
+    like: Like | None = None,
+    record_policy: bool = False,
 ) -> str:
     """Play it on the virtual clock and put all tables in place; returns what ended the run.
 
     like: a recorded run, of which these are the experiment and the seed, and whose load it is to be.
+    record_policy: see SimulatedWorld.
     Raises what a node or our own code raises, once everything that is known has been written.
     """
     if like is None:
-        world = SimulatedWorld(experiment, seed, results.raw)
+        world = SimulatedWorld(experiment, seed, results.raw, record_policy)
         director = Director(world, experiment, seed, watcher, results.write_plan)
     else:
-        world = LikeWorld(like, results.raw)
+        world = LikeWorld(like, results.raw, record_policy)
         director = Director(world, experiment, seed, watcher, like.checked(results.write_plan), capacity=like.capacity)
     session = Session(world, director, results, watcher)
     try:

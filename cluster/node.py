@@ -14,7 +14,7 @@ from analysis.schema import Gauges, Row
 from cluster.protocol import GREEDY, Message, Sampling, Token
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Something that happened to a node."""
 
 
@@ -155,7 +155,7 @@ class Abandon(Event, frozen=True):
     request_id: str
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Something that a node wants done."""
 
 
@@ -231,6 +231,26 @@ class Deliver(Command, frozen=True):
     finish: str | None = None
     code: str | None = None
     cached_tokens: int = 0
+
+
+AnyEvent = (
+    Received
+    | LinkUp
+    | LinkDown
+    | SendFailed
+    | NoResponders
+    | Stopping
+    | Wake
+    | EngineReport
+    | ModelLoaded
+    | ModelFailed
+    | EngineDied
+    | EngineAnswered
+    | MemoryLimit
+    | Ask
+    | Abandon
+)
+"""All there are, to be read from a file."""
 
 
 class Node(Protocol):

@@ -22,6 +22,7 @@ from analysis.verdict import Verdict
 from chaos.undo import undo_directory
 from chaos.worlds.world import Cut
 from tests import (
+    conformance_cases,
     contract,
     engine_fault_cases,
     host_cases,
@@ -170,6 +171,8 @@ def cases() -> list[Case]:
     found.append(Case("serving_soak", "exit 0, pass, nothing left of 2,000 requests", _serving_soak))
     found.append(Case("bad_days", "all tests pass", _bad_days))
     found.append(Case("mutants", "every planted bug is caught, and nothing else", _mutants))
+    found.append(Case("policy_conformance", "live nodes, played again, decide the same", _policy_conformance))
+    found.append(Case("determinism", "100 seeds, identical rows in three processes each", _determinism))
     found += [
         Case(f"performance_{path.stem.removeprefix('test_')}", MEASURED, partial(_performance, suite=path))
         for path in sorted(PERFORMANCE.glob("test_*.py"))
@@ -631,6 +634,25 @@ def _mutants(out: Path) -> Outcome:
     last = (done.stdout.strip().splitlines() or [""])[-1]
     problems = [] if done.returncode == 0 else [f"exit code {done.returncode}: {(done.stdout + done.stderr)[-2_000:]}"]
     return Outcome(got=f"exit {done.returncode}", problems=problems, figures=last, where=str(out / "mutants.txt"))
+
+
+def _policy_conformance(out: Path) -> Outcome:
+    """Whatever the short run's verdict is: what is asked here is whether its nodes decided by their events alone."""
+    code, run, problems = _to_its_end(out, SHORT)
+    verdict, figures = _verdict(run, problems), ""
+    if run.results is not None:
+        different, figures = conformance_cases.replayed(run.results)
+        problems += different
+    return _outcome(code, run, verdict, problems, figures)
+
+
+def _determinism(out: Path) -> Outcome:
+    command = [sys.executable, "-m", "tests.determinism", "--jobs", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (out / "determinism.txt").write_text(done.stdout + done.stderr)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    problems = [] if done.returncode == 0 else [f"exit code {done.returncode}: {(done.stdout + done.stderr)[-2_000:]}"]
+    return Outcome(got=f"exit {done.returncode}", problems=problems, figures=last, where=str(out / "determinism.txt"))
 
 
 def _performance(out: Path, suite: Path) -> Outcome:

@@ -3,7 +3,6 @@
 While faults strike, nothing wrong may happen; once all is healed, the cluster has to come back.
 """
 
-import hashlib
 import tempfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from analysis.checkers import run_checkers
 from analysis.history import History
 from analysis.reader import load_history
 from analysis.verdict import Outcome
+from chaos.digest import rows_digest
 from chaos.progress import Snapshot
 from chaos.results import ResultsDirectory
 from chaos.searching.breach import Breach
@@ -53,7 +53,7 @@ def consult(plan: Plan) -> Judged:
             raise AssertionError(f"the simulated cluster did not come up: {error}") from error
         if ended_by == INTERRUPTED:
             raise KeyboardInterrupt
-        return Judged(tuple(breaches(load_history(results.path), plan.kinds)), _digest(results.raw))
+        return Judged(tuple(breaches(load_history(results.path), plan.kinds)), rows_digest(results.raw))
 
 
 def breaches(history: History, kinds: tuple[str, ...]) -> list[Breach]:
@@ -71,11 +71,3 @@ def breaches(history: History, kinds: tuple[str, ...]) -> list[Breach]:
         # Whatever else is missing is missing because of that.
         broken = [each for each in broken if each.by not in _FOLLOWS_FROM_OFF_THE_BUS]
     return [*signs, *broken]
-
-
-def _digest(raw: Path) -> str:
-    whole = hashlib.sha256()
-    for path in sorted(raw.iterdir()):
-        whole.update(path.name.encode())
-        whole.update(path.read_bytes())
-    return whole.hexdigest()

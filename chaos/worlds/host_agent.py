@@ -27,6 +27,7 @@ from chaos.worlds.reviver import Plan, begin, raylet_above
 from cluster.engine.blas import find_blas, preload_environment
 from cluster.engine.weights import ModelUnavailable, model_directory
 from cluster.live.host import HostAgent
+from cluster.record import SUFFIX
 
 LEASE_S = 60.0
 """How long the runner may be silent before everything of its run ends on a host."""
@@ -117,7 +118,7 @@ class OtherHostAgent(HostAgent):
 
     async def files(self) -> list[tuple[str, int]]:
         """Names and bytes of the files with rows that are here."""
-        found = sorted(path for path in self._raw.iterdir() if path.suffix == ".arrow")[:_FILES_MAX]
+        found = sorted(path for path in self._raw.iterdir() if path.suffix in (".arrow", SUFFIX))[:_FILES_MAX]
         return [(path.name, path.stat().st_size) for path in found]
 
     async def read(self, name: str, offset: int) -> bytes:

@@ -61,9 +61,19 @@ class LiveWorld(RealTime):
     invariants: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 
     def __init__(
-        self, experiment: Experiment, seed: int, run_id: str, raw: Path, logs: Path, address: str | None = None
+        self,
+        experiment: Experiment,
+        seed: int,
+        run_id: str,
+        raw: Path,
+        logs: Path,
+        address: str | None = None,
+        record_policy: bool = True,
     ) -> None:
-        """address: a running Ray cluster; None starts one here that ends with us."""
+        """address: a running Ray cluster; None starts one here that ends with us.
+
+        record_policy: what the nodes decide is recorded beside their rows.
+        """
         super().__init__()
         self._experiment = experiment
         self._seed = seed
@@ -71,6 +81,7 @@ class LiveWorld(RealTime):
         self._run_id = run_id
         self._raw = raw.resolve()
         self._address = address
+        self._record_policy = record_policy
         self._nodes = experiment.node_names()
         self._controllers = experiment.controller_names()
         self._servers = Servers(
@@ -335,6 +346,7 @@ class LiveWorld(RealTime):
             clock_ahead_s=self._clocks[node].ahead_s if node in self._clocks else 0.0,
             incarnation_min=self._processes.incarnation(node) + 1,
             costs=self._computing.costs,
+            record_policy=self._record_policy,
         )
         variables = self._hosts.variables(node)
         environment = (self._computing.preload() if variables is None else variables) if role == "worker" else {}
@@ -372,10 +384,7 @@ class LiveWorld(RealTime):
     async def _looks(self, limit_s: float = CALL_S) -> dict[str, NodeLook]:
         """Every node that answers in time."""
         nodes = self._processes.present([node for node in self._nodes if not node.startswith("client-")])
-        limits_s = (CALL_S if self._hosts.elsewhere(node) is None else elsewhere_s for node in nodes)
-        looks = (
-            self._processes.call(node, "look", limit_s=limit_s) for node, limit_s in zip(nodes, limits_s, strict=True)
-        )
+        looks = (self._processes.call(node, "look", limit_s=limit_s) for node in nodes)
         found = await asyncio.gather(*looks, return_exceptions=True)
         return {node: look for node, look in zip(nodes, found, strict=True) if isinstance(look, NodeLook)}
 

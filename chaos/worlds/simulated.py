@@ -22,9 +22,11 @@ from chaos.worlds.world import (
     ProcessState,
     snapshot,
 )
+from cluster.birth import Birth
 from cluster.caller import Observer, Source
 from cluster.engine.timed import completion
 from cluster.protocol import Token
+from cluster.record import Recorder
 from cluster.simulation.cluster import SimulatedCluster
 from cluster.simulation.kernel import Task
 from cluster.stance import stance
@@ -142,11 +144,12 @@ class SimulatedWorld:
     invariants: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     exact_tokens = True
 
-    def __init__(self, experiment: Experiment, seed: int, raw: Path) -> None:
-        """raw: folder for the raw rows of all nodes."""
+    def __init__(self, experiment: Experiment, seed: int, raw: Path, record_policy: bool = False) -> None:
+        """raw: folder for the raw rows of all nodes. record_policy: what the nodes decide is recorded beside them."""
         self._experiment = experiment
         self._seed = seed
         self._collectors: dict[str, MetricsCollector] = {}
+        self._recorders: list[Recorder] = []
         self._raw = raw
         self._origin_s = 0.0
         self._watches: dict[str, LoadWatch] = {}
@@ -163,6 +166,7 @@ class SimulatedWorld:
             network=experiment.cluster.bus,
             host_of=experiment.host_of,
             policy_of=experiment.policy_of,
+            recorders=self._recorder if record_policy else None,
         )
         self._processes: dict[str, SimulatedProcess] = {}
         self._messages: dict[str, SimulatedMessages] = {}
@@ -333,6 +337,8 @@ class SimulatedWorld:
         """See World."""
         for node in self._cluster.nodes.values():
             node.stop()
+        for recorder in self._recorders:
+            recorder.close()
         for collector in self._collectors.values():
             collector.close()
 
@@ -349,6 +355,11 @@ class SimulatedWorld:
         collector = MetricsCollector(self._raw, node, incarnation, flush_rows=_FLUSH_ROWS, flush_s=_FLUSH_S)
         self._collectors[f"{node}.{incarnation}"] = collector
         return collector
+
+    def _recorder(self, birth: Birth, clock_ahead_s: float) -> Recorder:
+        recorder = Recorder(self._raw, birth, clock_ahead_s)
+        self._recorders.append(recorder)
+        return recorder
 
     def _clients(self) -> list[str]:
         return [f"client-{number}" for number in range(self._experiment.workload.generators)]

@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -18,15 +17,16 @@ from msgspec.structs import replace
 
 from analysis.recorder import MetricsCollector
 from analysis.schema import EventRow, Gauges, NodeRow
+from cluster.birth import AnyNode, Birth
 from cluster.caller import Observer, Source
-from cluster.client import ClientNode
 from cluster.controller.controller import ControllerNode
 from cluster.engine.timed import StepCosts
 from cluster.live.nats import LinkFacts
 from cluster.live.node import Engine, LiveNode, LoadDriver, Sink
-from cluster.node import Event, MemoryLimit, Node, Received
+from cluster.node import Event, MemoryLimit, Received
 from cluster.policy import Policy
 from cluster.protocol import Drain, Evict, Prewarm
+from cluster.record import Recorder
 from cluster.stance import stance
 from cluster.worker.prewarm import ModelOffer
 from cluster.worker.worker import WorkerNode
@@ -52,7 +52,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     workers, itself included, a worker shares its host's memory where the policy leaves that open. clock_ahead_s: how
     far its clocks, monotonic and wall, are ahead of the host's. incarnation_min: above that of its last life, by the
     word of whoever has started that: a wall clock that was set back must not make it a ghost of itself. costs: of a
-    worker that only takes the time of computing, see cluster.live.paced; None: it computes.
+    worker that only takes the time of computing, see cluster.live.paced; None: it computes. record_policy: whether what
+    the node decides is recorded beside its rows, see cluster.record.
     """
 
     role: str
@@ -66,6 +67,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     clock_ahead_s: float = 0.0
     incarnation_min: int = 0
     costs: StepCosts | None = None
+    record_policy: bool = False
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -127,11 +129,18 @@ class NodeHost:
     async def start(self, limit_s: float) -> int:
         """Start the node and its link; the pid. Raises LinkUnavailable, or what the engine's import raises."""
         spec = self.spec
-        node = self._make_node()
+        birth = self._birth()
+        node = self._made(birth)
         sink = self._sink or MetricsCollector(Path(spec.raw), spec.name, self.incarnation)
         controller = self._controller is not None
         shell = self._shell = LiveNode(
-            node, spec.url, spec.policy.link, sink, controller=controller, clock_ahead_s=spec.clock_ahead_s
+            node,
+            spec.url,
+            spec.policy.link,
+            sink,
+            controller=controller,
+            clock_ahead_s=spec.clock_ahead_s,
+            recorder=Recorder(Path(spec.raw), birth, spec.clock_ahead_s) if spec.record_policy else None,
         )
         if spec.role == "worker":
             self._add_engine(shell)
@@ -252,20 +261,26 @@ class NodeHost:
         assert self._shell is not None, f"{self.spec.name} was not started"
         return self._shell
 
-    def _make_node(self) -> Node:
+    def _birth(self) -> Birth:
+        """All that the node is made from."""
         spec = self.spec
         match spec.role:
             case "controller":
-                randomness = random.Random(f"{spec.seed}/{spec.name}")
-                self._controller = ControllerNode(spec.name, self.incarnation, spec.policy, randomness)
-                return self._controller
+                return Birth(
+                    spec.role, spec.name, self.incarnation, spec.policy, random_seed=f"{spec.seed}/{spec.name}"
+                )
             case "worker":
                 policy = with_memory(spec.policy, spec.workers_on_host)
-                self._worker = WorkerNode(spec.name, self.incarnation, policy, spec.models)
-                return self._worker
-            case "client":
-                return ClientNode(spec.name, self.incarnation, spec.policy)
-        raise ValueError(f"role: expected controller, worker or client, got {spec.role!r}")
+                return Birth(spec.role, spec.name, self.incarnation, policy, spec.models)
+        return Birth(spec.role, spec.name, self.incarnation, spec.policy)
+
+    def _made(self, birth: Birth) -> AnyNode:
+        match node := birth.node():
+            case ControllerNode():
+                self._controller = node
+            case WorkerNode():
+                self._worker = node
+        return node
 
     def _add_engine(self, shell: LiveNode) -> None:
         """Also says what a cold start has cost so far; the loads tell the rest."""

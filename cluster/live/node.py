@@ -31,6 +31,7 @@ from cluster.node import (
     Wake,
 )
 from cluster.policy import LinkPolicy
+from cluster.record import Recorder
 
 _log = logging.getLogger(__name__)
 SAMPLE_S = 0.5
@@ -97,10 +98,12 @@ class LiveNode:
         *,
         controller: bool = False,
         clock_ahead_s: float = 0.0,
+        recorder: Recorder | None = None,
     ) -> None:
         """controller: whether the node is one, which also hears what is for all controllers, or for any.
 
         clock_ahead_s: how far the node's clock is ahead of the host's. Its rows are in the host's clock all the same.
+        recorder: of what the node decides; None: nobody asks.
         """
         self._ahead_s = clock_ahead_s
         self.node = node
@@ -109,6 +112,9 @@ class LiveNode:
         self.delivered: Callable[[Deliver], None] | None = None
         self.failure: BaseException | None = None
         self._sink = sink
+        self._recorder = recorder
+        if recorder is not None:
+            recorder.told = self._record_ended
         self._events: asyncio.Queue[Event] = asyncio.Queue(EVENTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.TimerHandle | None = None
@@ -139,7 +145,7 @@ class LiveNode:
         # The last sample shows what is still open when the node ends.
         self._sink.append(self._row(), time.monotonic())
         if self.failure is None:
-            for command in self.node.handle(Stopping(), self.now()):
+            for command in self._handle(Stopping(), self.now()):
                 if isinstance(command, Record):
                     self._sink.append(in_host_clock(command.row, self._ahead_s), time.monotonic())
         if self._wake is not None:
@@ -147,6 +153,8 @@ class LiveNode:
         await self.link.close()
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close, 2.0)
+        if self._recorder is not None:
+            self._recorder.close()
         self.record(EventRow(time.monotonic(), "node_stopped", self.node.name))
         self._sink.close()
 
@@ -179,8 +187,16 @@ class LiveNode:
         while True:
             event = await self._events.get()
             now = self.now()
-            await self._carry_out(self.node.handle(event, now), now)
+            await self._carry_out(self._handle(event, now), now)
             self._arrange_wake()
+
+    def _handle(self, event: Event, now: float) -> Sequence[Command]:
+        if self._recorder is None:
+            return self.node.handle(event, now)
+        return self._recorder.handle(self.node, event, now)
+
+    def _record_ended(self, why: str) -> None:
+        self.record(EventRow(time.monotonic(), "record_ended", self.node.name, detail=why))
 
     async def _carry_out(self, commands: Sequence[Command], now: float) -> None:
         for command in commands:
@@ -233,6 +249,8 @@ class LiveNode:
             self._loop_lag_s = self._loop.time() - planned_s
             self._sink.append(self._row(), time.monotonic())
             self._sink.flush()
+            if self._recorder is not None:
+                self._recorder.flush()
 
     def _row(self) -> NodeRow:
         facts = self.link.facts()

@@ -6,19 +6,18 @@ from functools import partial
 from random import Random
 
 from analysis.schema import Row
-from cluster.client import ClientNode
+from cluster.birth import Birth
 from cluster.controller.controller import ControllerNode
 from cluster.engine.costs import SharedHost
 from cluster.engine.timed import StepCosts, TimedEngine
-from cluster.node import Node
 from cluster.policy import Policy
 from cluster.protocol import Drain
+from cluster.record import Recorder
 from cluster.simulation.impaired import ImpairedEngine
 from cluster.simulation.kernel import Kernel
 from cluster.simulation.network import Network, NetworkCosts
 from cluster.simulation.shell import SimulatedNode, Sink
 from cluster.worker.prewarm import ModelOffer
-from cluster.worker.worker import WorkerNode
 
 
 class SimulatedCluster:
@@ -37,11 +36,13 @@ class SimulatedCluster:
         costs: StepCosts | None = None,
         network: NetworkCosts | None = None,
         policy_of: Callable[[str], Policy] | None = None,
+        recorders: Callable[[Birth, float], Recorder] | None = None,
         host_of: Callable[[str], str] = lambda node: "",
     ) -> None:
         """sinks: from node name and incarnation to where its rows go. A lone controller is named `controller`.
 
-        policy_of: what each node lives by, where that is not the same for all. host_of: whose engines share cores.
+        policy_of: what each node lives by, where that is not the same for all. recorders: of what nodes decide, from
+        what each is made from and how far its clock is ahead; None: nobody asks. host_of: whose engines share cores.
         """
         self.kernel = Kernel()
         self.model = model
@@ -56,6 +57,7 @@ class SimulatedCluster:
         self._sinks = sinks
         self._host_of = host_of
         self._hosts: dict[str, SharedHost] = {}
+        self._recorders = recorders
         several = [f"controller-{number}" for number in range(controllers)]
         self._controllers = several if controllers > 1 else ["controller"]
         for name in self._controllers:
@@ -127,25 +129,30 @@ class SimulatedCluster:
         self.nodes[name].start()
 
     def _add(self, name: str, incarnation: int) -> None:
-        node, engine = self._make(name, incarnation)
+        """A new node, without a memory of earlier incarnations, and a worker's engine."""
+        birth, ahead_s = self._birth(name, incarnation), self.clock_ahead_s.get(name, 0.0)
+        engine = None
+        if birth.role == "worker":
+            engine = ImpairedEngine(self.kernel, self._timed_engine(birth))
         self.nodes[name] = SimulatedNode(
             self.kernel,
             self.network,
-            node,
+            birth.node(),
             self._sinks(name, incarnation),
             engine,
-            self.clock_ahead_s.get(name, 0.0),
+            ahead_s,
+            None if self._recorders is None else self._recorders(birth, ahead_s),
             self._shared_host(name) if engine is not None else None,
         )
 
-    def _timed_engine(self, name: str, incarnation: int, policy: Policy) -> TimedEngine:
-        host = self._shared_host(name)
+    def _timed_engine(self, birth: Birth) -> TimedEngine:
+        host = self._shared_host(birth.name)
         return TimedEngine(
             self.costs,
-            policy.worker,
-            policy.stream.flush_s,
-            random=Random(f"{self._seed}/{name}/{incarnation}/engine"),
-            contention=None if host is None else partial(host.factor, name),
+            birth.policy.worker,
+            birth.policy.stream.flush_s,
+            random=Random(f"{self._seed}/{birth.name}/{birth.incarnation}/engine"),
+            contention=None if host is None else partial(host.factor, birth.name),
         )
 
     def _shared_host(self, name: str) -> SharedHost | None:
@@ -154,16 +161,14 @@ class SimulatedCluster:
             return None
         return self._hosts.setdefault(self._host_of(name), SharedHost(self.costs))
 
-    def _make(self, name: str, incarnation: int) -> tuple[Node, ImpairedEngine | None]:
-        """A new node, without a memory of earlier incarnations, and a worker's engine."""
+    def _birth(self, name: str, incarnation: int) -> Birth:
+        """All that a node is made from."""
         policy = self._policy if self._policy_of is None else self._policy_of(name)
-        if name.startswith("worker-"):
-            engine = ImpairedEngine(self.kernel, self._timed_engine(name, incarnation, policy))
-            return WorkerNode(name, incarnation, policy, (ModelOffer(self.model),)), engine
-        if name.startswith("client-"):
-            return ClientNode(name, incarnation, policy), None
+        role = name.partition("-")[0]
+        if role == "worker":
+            return Birth(role, name, incarnation, policy, (ModelOffer(self.model),))
         seed = f"{self._seed}/{name}" if incarnation == 1 else f"{self._seed}/{name}/{incarnation}"
-        return ControllerNode(name, incarnation, policy, Random(seed)), None
+        return Birth(role, name, incarnation, policy, random_seed=seed if role == "controller" else "")
 
 
 class RowList:

@@ -32,6 +32,7 @@ from cluster.node import (
     Wake,
 )
 from cluster.protocol import Message
+from cluster.record import Recorder
 from cluster.simulation.impaired import ImpairedEngine
 from cluster.simulation.kernel import Kernel
 from cluster.simulation.network import Network
@@ -91,11 +92,12 @@ class SimulatedNode:
         sink: Sink,
         engine: ImpairedEngine | None = None,
         clock_ahead_s: float = 0.0,
+        recorder: Recorder | None = None,
         host: SharedHost | None = None,
     ):
         """clock_ahead_s: how far the node's clock, and its engine's, are ahead of the kernel's.
 
-        host: whose cores its engine shares with others.
+        recorder: of what the node decides; None: nobody asks. host: whose cores its engine shares with others.
         """
         self.node = node
         self.engine = engine
@@ -106,6 +108,9 @@ class SimulatedNode:
         self.link = network.link(node.name, self.feed, controller=isinstance(node, ControllerNode))
         self._kernel = kernel
         self._sink = sink
+        self._recorder = recorder
+        if recorder is not None:
+            recorder.told = self._record_ended
         self._engine_clock = EngineClock()
         self._frozen_s: float | None = None
         self._wake_s: float | None = None
@@ -151,7 +156,7 @@ class SimulatedNode:
             self.crash()
             return
         self._sample()
-        for command in self.node.handle(Stopping(), self.now()):
+        for command in self._handle(Stopping(), self.now()):
             if isinstance(command, Record):
                 self._write(command.row)
         self._sink.append(EventRow(self._kernel.now, "node_stopped", self.node.name), self._kernel.now)
@@ -213,8 +218,16 @@ class SimulatedNode:
         if self.link.closed:
             return
         assert self._frozen_s is None, f"{self.node.name} stands still and handles nothing"
-        self._execute(self.node.handle(event, self._kernel.now + self._ahead_s))
+        self._execute(self._handle(event, self._kernel.now + self._ahead_s))
         self._arrange_wake()
+
+    def _handle(self, event: Event, now: float) -> Sequence[Command]:
+        if self._recorder is None:
+            return self.node.handle(event, now)
+        return self._recorder.handle(self.node, event, now)
+
+    def _record_ended(self, why: str) -> None:
+        self._sink.append(EventRow(self._kernel.now, "record_ended", self.node.name, detail=why), self._kernel.now)
 
     def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -337,6 +350,8 @@ class SimulatedNode:
         if not self.ended:
             if not self.frozen:
                 self._sample()
+                if self._recorder is not None:
+                    self._recorder.flush()
             self._kernel.at(self._kernel.now + SAMPLE_S, self._keep_sampling)
 
     def _sample(self) -> None:

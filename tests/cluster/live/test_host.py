@@ -16,6 +16,8 @@ from cluster.live.host import NodeHost, NodeSpec, with_memory
 from cluster.node import MemoryLimit, Received
 from cluster.policy import LinkPolicy, MemoryPolicy, Policy
 from cluster.protocol import Drain, Evict, Prewarm
+from cluster.record import Record, records
+from cluster.replay import replay
 from cluster.worker.prewarm import ModelOffer
 
 POLICY = Policy(link=LinkPolicy(ping_s=0.2, reconnect_s=0.05, connect_s=0.5, reconnects_max=2))
@@ -62,7 +64,7 @@ def test_a_worker_gets_its_share_of_three_quarters_of_the_host(monkeypatch: pyte
 @pytest.mark.parametrize(("requests", "limit_s", "emptied"), [(0, 5.0, True), (4, 5.0, True), (10**9, 0.2, False)])
 def test_a_drain_is_over_when_nothing_is_open(requests: int, limit_s: float, emptied: bool) -> None:
     host = NodeHost(spec("worker"))
-    host._make_node()
+    host._made(host._birth())
     shell = Shell(requests)
     host._shell = shell  # type: ignore[assignment]
     assert asyncio.run(host.drain(limit_s)) is emptied
@@ -73,7 +75,7 @@ def test_a_drain_is_over_when_nothing_is_open(requests: int, limit_s: float, emp
 def test_a_model_is_gone_or_warm_when_the_worker_says_so_and_not_before(wanted: str, state: str) -> None:
     async def stand(states: list[str], limit_s: float) -> tuple[bool, list[Any]]:
         host, shell = NodeHost(spec("worker")), Shell(0)
-        host._make_node()
+        host._made(host._birth())
         host._shell = shell  # type: ignore[assignment]
         told = iter([*states, *states[-1:] * 1000])
         host.worker.models = lambda: {"m": next(told)}  # type: ignore[method-assign]
@@ -96,7 +98,7 @@ def test_an_incarnation_is_above_the_last_one_whatever_the_wall_clock_says(ahead
 def test_a_memory_limit_ends_by_itself() -> None:
     async def stand() -> list[Any]:
         host = NodeHost(structs.replace(spec("worker"), policy=Policy(memory=MemoryPolicy(bytes_max=1_000))))
-        host._make_node()
+        host._made(host._birth())
         shell = Shell(0)
         host._shell = shell  # type: ignore[assignment]
         host.limit_memory(10, 30.0)
@@ -112,7 +114,7 @@ def test_a_memory_limit_ends_by_itself() -> None:
 
 def test_only_workers_are_drained() -> None:
     host = NodeHost(spec("client"))
-    host._make_node()
+    host._made(host._birth())
     with pytest.raises(AssertionError, match="client-0 is not a worker"):
         asyncio.run(host.drain(0.1))
 
@@ -143,7 +145,8 @@ def broker(tmp_path: Path) -> Iterator[OneBroker]:
 @pytest.mark.live
 def test_a_node_off_the_bus_for_good_is_told_from_a_shell_that_failed(broker: OneBroker, tmp_path: Path) -> None:
     async def stand() -> None:
-        host = NodeHost(spec("controller", broker.url("controller-0"), str(tmp_path)))
+        recorded = structs.replace(spec("controller", broker.url("controller-0"), str(tmp_path)), record_policy=True)
+        host = NodeHost(recorded)
         await host.start(5.0)
         look = await host.look()
         assert (look.failure, look.crashed, look.warm, look.workers) == ("", False, {"m": 0}, {})
@@ -172,3 +175,11 @@ def test_a_node_off_the_bus_for_good_is_told_from_a_shell_that_failed(broker: On
         await host.stop()
 
     asyncio.run(stand())
+    (path,) = records(tmp_path)
+    replayed = replay(Record(path))
+    # What the shell could not go on with is in the record, and a node that was not broken answers otherwise.
+    assert replayed.end == ""
+    assert replayed.difference is not None
+    assert replayed.difference.recorded.raised == "RuntimeError: broken"
+    assert replayed.difference.event == Received(Drain())
+    assert replayed.difference.number == replayed.events > 2
