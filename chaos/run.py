@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().error("name an experiment of the catalogue (--list) or a .yaml file")
     if options.world == "simulated" and options.address is not None:
         return _complain("--address: the simulated world has no Ray cluster to join", EXIT_USAGE)
+    if options.world == "staging" and options.record_policy:
+        return _complain("--record-policy: the nodes of a staging target are not ours to record", EXIT_USAGE)
     settings = list(options.set)
     if options.model is not None:
         settings.append(f"cluster.model={options.model}")
@@ -99,9 +101,7 @@ def _play_again(options: argparse.Namespace) -> int:
     try:
         like = read_like(options.like, options.set)
         check_writable(options.out)
-        return run(
-            like.experiment, "simulated", like.seed, options.out, like=like, record_policy=options.record_policy
-        )
+        return run(like.experiment, "simulated", like.seed, options.out, like=like, record_policy=options.record_policy)
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
     except NotWritable as error:

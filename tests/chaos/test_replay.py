@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos import run
 from chaos.replay import main, told
 from chaos.results import ResultsDirectory
 from chaos.session import play_simulated
@@ -71,6 +72,11 @@ def test_what_cannot_be_replayed_is_said_in_one_line(
     assert [line.split(": ")[0] for line in lines] == ["chaos.replay"] * 3
     assert "holds no record" in lines[0]
     assert "not among those recorded: client-0, client-1, controller, worker-0, worker-1, worker-2" in lines[1]
+
+
+def test_nodes_of_somebody_else_are_not_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["staging_link", "--world", "staging", "--record-policy"]) == 2
+    assert "--record-policy: the nodes of a staging target are not ours" in capsys.readouterr().err
 
 
 def test_long_values_are_cut_short_and_usual_ones_left_out() -> None:
