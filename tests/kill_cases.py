@@ -42,8 +42,8 @@ _SETTINGS = (
     "faults.cut.start_s=0.5",
     f"faults.cut.ttl_s={TTL_S:g}",
     "faults.cut.repeat={times: 4, every_s: 4}",
-    "workload.rate_min=4/s",
-    "workload.rate=4/s",
+    "workload.rate_min=2/s",
+    "workload.rate=2/s",
 )
 
 
