@@ -1,6 +1,5 @@
 """How near the simulated world comes to a live run: the same schedule in both, joined by request, with signs."""
 
-import math
 from collections.abc import Iterator
 from enum import StrEnum
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from analysis.arms import arm_names
 from analysis.comparison import Percentile, Statistic, compare, mean
-from analysis.facts import CannotJudge
+from analysis.facts import CannotJudge, fault_windows
 from analysis.history import History
 from analysis.metrics import measure
 from analysis.statistics import Values
@@ -142,11 +141,9 @@ def _parts(live: History, pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFra
     yield "all", pairs
     for phase in live.phases():
         yield f"phase {phase.name}", pairs[(intended_s >= phase.start_s) & (intended_s < phase.end_s)]
-    for fault in live.faults.itertuples():
-        # Until the heal, or the end where there was none.
-        healed_s = math.inf if fault.healed_s is None or math.isnan(fault.healed_s) else fault.healed_s
-        if fault.injected_s is not None and not math.isnan(fault.injected_s):
-            yield f"fault {fault.name}", pairs[(intended_s >= fault.injected_s) & (intended_s < healed_s)]
+    for fault in fault_windows(live):
+        inside = (intended_s >= fault.injected_s) & (intended_s < fault.healed_s)
+        yield f"fault {fault.name}", pairs[inside]
     for arm in arm_names(live):
         yield f"arm {arm}", pairs[pairs["arm"] == arm]
 

@@ -64,6 +64,7 @@ class Bench:
 
     def chat(self, chats: Chats) -> Chatted:
         """Chats. Raises EngineFailed."""
+        self._forget()
         beginnings = [self._tokens(chats.cached_tokens) for _ in range(chats.chats)]
         if chats.cached_tokens:
             for number, tokens in enumerate(beginnings):

@@ -35,9 +35,9 @@ PREFILL_TERMS = ("prefill_step_s", "prefill_prompt_s", "prefill_each_s", "prefil
 def fit(measured: Measured) -> tuple[StepCosts, NetworkCosts, dict[str, Fit]]:
     """The costs that explain what was measured. load_s is the mean over the engines; vocabulary stays as it is.
 
-    The numbers of a step come from engines that computed alone, and from the median of rounds that are alike, so they
-    say what a step takes when nothing comes between. What does come between is in the noise, which is of all steps
-    while no more engines computed than there are cores that they could have (half of those measured at least).
+    The numbers of a step come from engines that computed alone, and from the lower quartile of rounds that are alike,
+    so they say what a step takes when nothing comes between, also on a host that is not otherwise idle. What does come
+    between is in the noise: that of all steps while so few engines computed that they hardly got into each other's way.
     """
     decode = _fit_decode(measured.alone)
     prefill = _fit_prefill(measured.alone, decode)
@@ -128,7 +128,7 @@ def _fit_decode(alone: Sequence[Taken]) -> Fit:
         if len(taken.gaps_s) >= 4:
             cells[one.prompts, one.prompt_tokens + one.new_tokens // 2] += taken.gaps_s
     rows = [(1.0, batch, batch * longest) for batch, longest in cells]
-    return least_squares(DECODE_TERMS, rows, [float(np.median(each)) for each in cells.values()])
+    return least_squares(DECODE_TERMS, rows, [_undisturbed(each) for each in cells.values()])
 
 
 def _fit_prefill(alone: Sequence[Taken], decode: Fit) -> Fit:
@@ -145,7 +145,7 @@ def _fit_prefill(alone: Sequence[Taken], decode: Fit) -> Fit:
         ends = [*range(most, tokens, most), tokens]
         looks = sum((end - begin) * end for begin, end in pairwise([0, *ends]))
         rows.append((float(len(ends)), float(len(ends) * prompts), float(prompts * tokens), float(prompts * looks)))
-    return least_squares(PREFILL_TERMS, rows, [max(1e-6, float(np.median(each))) for each in cells.values()])
+    return least_squares(PREFILL_TERMS, rows, [max(1e-6, _undisturbed(each)) for each in cells.values()])
 
 
 def _fit_turns(chatted: Sequence[Chatted], bare: StepCosts) -> tuple[Fit, StepCosts]:
@@ -155,18 +155,24 @@ def _fit_turns(chatted: Sequence[Chatted], bare: StepCosts) -> tuple[Fit, StepCo
     """
     alone = [each for each in chatted if each.chats.chats == 1 and each.chats.cached_tokens]
     missing_s = [each.first_s - play(bare, each.chats)[1] for each in alone]
-    costs = replace(bare, resume_s=_rounded(max(0.0, float(np.median(missing_s)) if missing_s else 0.0)))
+    costs = replace(bare, resume_s=_rounded(max(0.0, _undisturbed(missing_s) if missing_s else 0.0)))
     by_chats: dict[Chats, list[float]] = defaultdict(list)
     for each in chatted:
         # Of a model that stops early not all steps were made, and nobody knows what they would have taken.
         if each.turns == each.chats.chats * each.chats.turns:
             by_chats[each.chats].append(each.whole_s)
-    rows, seconds = [], []
+    rows, seconds, scales = [], [], []
     for chats, whole_s in by_chats.items():
         turns = chats.chats * chats.turns
         rows.append((1.0, float(chats.chats), float(chats.cached_tokens > 0)))
-        seconds.append(max(1e-6, (float(np.median(whole_s)) - play(costs, chats)[0]) / turns))
-    found = least_squares(TURN_TERMS, rows, seconds) if rows else Fit(TURN_TERMS, (0.0,) * 3, ((0.0,) * 3,) * 3, 0, ())
+        # What is missing may be next to nothing, or less, so an error counts by the share of the whole turn that it is.
+        seconds.append((_undisturbed(whole_s) - play(costs, chats)[0]) / turns)
+        scales.append(_undisturbed(whole_s) / turns)
+    found = (
+        least_squares(TURN_TERMS, rows, seconds, scales)
+        if rows
+        else Fit(TURN_TERMS, (0.0,) * 3, ((0.0,) * 3,) * 3, 0, ())
+    )
     ends = dict(zip(TURN_TERMS, map(_rounded, found.estimates), strict=True))
     return found, replace(costs, **ends)
 
@@ -212,21 +218,27 @@ def play(costs: StepCosts, chats: Chats) -> tuple[float, float]:
     return now - began_s, float(np.mean(firsts_s))
 
 
-def least_squares(terms: tuple[str, ...], rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> Fit:
-    """Coefficients of which none is negative, with relative errors made small (weighted by 1 / seconds).
+def least_squares(
+    terms: tuple[str, ...],
+    rows: Sequence[Sequence[float]],
+    seconds: Sequence[float],
+    scales: Sequence[float] | None = None,
+) -> Fit:
+    """Coefficients of which none is negative, with errors made small as shares of `scales` (None: of `seconds`).
 
     The covariance is that of ordinary least squares over the coefficients that are not at their bound.
     """
-    wanted = np.asarray(seconds, dtype=float)
-    design = np.asarray(rows, dtype=float) / wanted[:, None]
-    estimates, _ = nnls(design, np.ones(len(wanted)))
-    residuals = 1.0 / np.maximum(design @ estimates, 1e-12) - 1.0
+    scale = np.asarray(seconds if scales is None else scales, dtype=float)
+    wanted = np.asarray(seconds, dtype=float) / scale
+    design = np.asarray(rows, dtype=float) / scale[:, None]
+    estimates, _ = nnls(design, wanted)
+    residuals = wanted - design @ estimates
     free = np.flatnonzero(estimates > 0)
     covariance = np.zeros((len(terms), len(terms)))
     freedom = len(wanted) - len(free)
     if freedom > 0 and len(free):
         part = design[:, free]
-        variance = float(np.sum((design @ estimates - 1.0) ** 2)) / freedom
+        variance = float(np.sum(residuals**2)) / freedom
         covariance[np.ix_(free, free)] = variance * np.linalg.pinv(part.T @ part)
     return Fit(
         terms,
@@ -247,7 +259,7 @@ def _contention(side_by_side: dict[int, list[Taken]]) -> tuple[float, ...]:
 
 
 def _typical(taken: Sequence[Taken]) -> float:
-    """Mean seconds of a round, over the rounds that there are of each kind."""
+    """Mean seconds of a round, over the rounds that there are of each kind: of three on two cores two share one."""
     kinds: dict[tuple[int, int], list[float]] = defaultdict(list)
     for each in taken:
         kinds[each.round.prompts, each.round.prompt_tokens].append(each.first_s + sum(each.gaps_s))
@@ -256,6 +268,11 @@ def _typical(taken: Sequence[Taken]) -> float:
 
 def _decode_s(costs: StepCosts, taken: Taken, step: int) -> float:
     return costs.decode_s(taken.round.prompts, taken.round.prompt_tokens + step + 1)
+
+
+def _undisturbed(seconds: Sequence[float]) -> float:
+    """What something takes when nothing comes between: the lower quartile."""
+    return float(np.percentile(seconds, 25))
 
 
 def _rounded(value: float) -> float:

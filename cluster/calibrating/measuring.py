@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -192,7 +193,7 @@ async def _measure_loaded(
     return Measured(loads, alone, chatted, side_by_side, round_trips_s)
 
 
-async def _round_trips(link: NatsLink, until: "asyncio.Future[object]") -> list[float]:
+async def _round_trips(link: NatsLink, until: "asyncio.Future[Any]") -> list[float]:
     """How long a message to oneself takes, again and again until something is over."""
     taken_s: list[float] = []
     while not until.done():

@@ -16,7 +16,7 @@ from tests.analysis.timed_run import timed_run
 def histories(slower: dict[str, float] | None = None, requests: int = 120) -> tuple[History, History]:
     """A live run and its simulated one, some of whose parts take another time."""
     live = timed_run(requests=requests, arms=("a", "b")).history()
-    simulated = timed_run(requests=requests, arms=("a", "b"), **(slower or {})).history()
+    simulated = timed_run(requests=requests, arms=("a", "b"), **(slower or {})).history()  # type: ignore[arg-type]
     return of_world(live, "live"), of_world(simulated, "simulated")
 
 
