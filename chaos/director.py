@@ -133,6 +133,11 @@ class Director:
         await world.sleep(_SETTLE_S)
         self._lookout.check()
 
+    async def probe(self) -> Capacity:
+        """Start the cluster and measure what it can do, and no more."""
+        await self._world.start()
+        return await self._measure(await self._world.vocabulary())
+
     async def _plan_load(self) -> None:
         spec, policy = self._experiment.workload, self._experiment.policy
         vocabulary = await self._world.vocabulary()

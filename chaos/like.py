@@ -3,14 +3,18 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 
 from analysis.history import UnreadableError, read_info
 from analysis.reader import load_history
+from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError
+from chaos.progress import Snapshot
 from chaos.resolve import load
 from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.world import InfrastructureError
@@ -23,6 +27,9 @@ from workloads.vocabulary import ByteVocabulary, PromptVocabulary, TokenizerVoca
 
 CAPACITY = "capacity"
 """Of environment.json: what the probe before the run measured."""
+_SPEED_TRIES = 8
+_SPEED_DAMPING = 0.8
+_SPEED_TOLERANCE = 0.03
 _STATED = re.compile(
     r"of the measured capacity of (?P<requests>[0-9.]+) requests/s(?: \([0-9]+ of (?P<tokens>[0-9]+) tokens/s\))?"
 )
@@ -100,6 +107,54 @@ class LikeWorld(SimulatedWorld):
     def environment(self) -> dict[str, object]:
         """See World."""
         return {**super().environment(), "like": self._like.run_id}
+
+
+def at_its_speed(like: Like) -> Like:
+    """The run with everything that computes so much slower or faster that the probe before it finds what it found live.
+
+    A host that has other things to do is slower than it was when it was calibrated. The probe's requests are in none of
+    the tables that are compared. Raises InfrastructureError, CapacityUnknown.
+    """
+    costs, factor, best, least = like.experiment.cluster.costs, 1.0, like, float("inf")
+    for _ in range(_SPEED_TRIES):
+        noise = tuple(factor * each for each in costs.noise or (1.0,))
+        named = replace(costs, noise=noise, profile=f"{costs.profile or 'own costs'} x {factor:.2f}")
+        cluster = replace(like.experiment.cluster, costs=named)
+        tried = replace(like, experiment=replace(like.experiment, cluster=cluster))
+        ratio = _probed(tried).requests_per_s / like.capacity.requests_per_s
+        if abs(ratio - 1) < least:
+            best, least = tried, abs(ratio - 1)
+        if least < _SPEED_TOLERANCE:
+            break
+        # What the probe finds wavers by some percent from one factor to the next one.
+        factor *= ratio**_SPEED_DAMPING
+    return best
+
+
+def _probed(like: Like) -> Capacity:
+    with TemporaryDirectory() as raw:
+        world = LikeWorld(like, Path(raw))
+        found: list[Capacity] = []
+
+        async def probe() -> None:
+            found.append(await Director(world, like.experiment, like.seed, _Silent()).probe())
+            await world.stop()
+
+        world.run(probe())
+    return found[0]
+
+
+class _Silent:
+    """See chaos.director.Watcher."""
+
+    def phase(self, name: str, duration_s: float | None = None) -> None:
+        """Nobody is told."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Nobody is told."""
+
+    def note(self, text: str) -> None:
+        """Nobody is told."""
 
 
 def _capacity(directory: Path) -> Capacity:

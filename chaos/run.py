@@ -21,7 +21,7 @@ from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError, catalogue, find
 from chaos.faults import kinds
 from chaos.faults.listing import listing
-from chaos.like import Like, read_like
+from chaos.like import Like, at_its_speed, read_like
 from chaos.progress import Progress
 from chaos.publishing import PublishedProgress
 from chaos.resolve import load
@@ -100,13 +100,15 @@ def _play_again(options: argparse.Namespace) -> int:
         return _complain("--like DIR takes the experiment of that run, and goes with --world simulated", EXIT_USAGE)
     try:
         like = read_like(options.like, options.set)
+        if options.at_its_speed:
+            like = at_its_speed(like)
         check_writable(options.out)
         return run(like.experiment, "simulated", like.seed, options.out, like=like, record_policy=options.record_policy)
     except ExperimentError as error:
         return _complain(str(error), EXIT_USAGE)
     except NotWritable as error:
         return _complain(f"--out {error}", EXIT_USAGE)
-    except RecorderError as error:
+    except (RecorderError, InfrastructureError, CapacityUnknown) as error:
         return _complain(str(error), EXIT_INFRASTRUCTURE)
 
 
@@ -248,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=seed, default=1, help="seed of load and simulation (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     parser.add_argument("--like", type=path, metavar="DIR", help="a recorded run, to play again with --world simulated")
+    parser.add_argument("--at-its-speed", action="store_true", help="with --like: compute as fast as its probe found")
     parser.add_argument("--out", type=path, default=Path("results"), help="where results go (default results/)")
     parser.add_argument(
         "--record-policy",

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from chaos import run
 from chaos.experiment import ExperimentError
-from chaos.like import read_like
+from chaos.like import _probed, at_its_speed, read_like
 from chaos.worlds.world import InfrastructureError
 from workloads.plan import LoadPlan
 
@@ -109,3 +109,13 @@ def test_a_like_run_repeats_itself(recorded: Path, tmp_path: Path) -> None:
     assert replace(read_like(runs[0], []), run_id="", schedule=recorded) == replace(
         read_like(runs[1], []), run_id="", schedule=recorded
     )
+
+
+def test_at_its_speed_the_simulated_probe_finds_what_the_recorded_one_found(recorded: Path, tmp_path: Path) -> None:
+    like = read_like(recorded, [])
+    slower = replace(like, capacity=replace(like.capacity, requests_per_s=25.0))
+    found = at_its_speed(slower)
+    name, _, factor = found.experiment.cluster.costs.profile.partition(" x ")
+    assert name == "tiny-linux-2-cores"
+    assert float(factor) > 1.5
+    assert _probed(found).requests_per_s == pytest.approx(25.0, rel=0.1)
