@@ -68,14 +68,16 @@ class Api(_Section, frozen=True):
 class LinkSpec(_Section, frozen=True):
     """A node's link: which proxy of which Toxiproxy it is. Only links that are listed here may be touched.
 
-    client_name: the NATS client name (or user) under which the broker lists the node. upstream: where the proxy must
-    lead to, as Toxiproxy says it. speaks_every_s: the node sends something at least that often, such as a heartbeat.
+    client_name: the NATS client name (or user) under which the broker lists the node. upstream, listen: where the proxy
+    must lead to and listen, in Toxiproxy's words. upstream must be said where a connection from here cannot tell which
+    broker is behind the proxy. speaks_every_s: the node sends something at least that often, such as a heartbeat.
     """
 
     toxiproxy: str
     proxy: str
     client_name: str = ""
     upstream: str = ""
+    listen: str = ""
     speaks_every_s: Annotated[float, msgspec.Meta(gt=0, le=10)] = 2.0
 
 
@@ -97,15 +99,22 @@ class Prometheus(_Section, frozen=True):
 class Fingerprint(_Section, frozen=True):
     """Who the target says that it is; asked before each injection. One of the first four at least.
 
-    nats_server_id changes with each restart of the broker. models_owner: `owned_by` of the model in /v1/models.
-    toxiproxy_version alone would tell no two clusters apart.
+    The broker that is asked must be the one, or one of those, that the first three tell of; and every proxy of a link
+    must lead to that one, to another that it has a route to, to one whose id is here, or to one of nats_cluster.
+    nats_server_id: one or several; changes with each restart of the broker. models_owner: `owned_by` of the model in
+    /v1/models. toxiproxy_version alone would tell no two clusters apart.
     """
 
-    nats_server_id: str | None = None
+    nats_server_id: str | tuple[str, ...] | None = None
     nats_server_name: str | None = None
     nats_cluster: str | None = None
     models_owner: str | None = None
     toxiproxy_version: str | None = None
+
+    def server_ids(self) -> tuple[str, ...]:
+        """nats_server_id, as several."""
+        said = self.nats_server_id or ()
+        return (said,) if isinstance(said, str) else said
 
 
 class Budget(_Section, frozen=True):

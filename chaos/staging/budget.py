@@ -1,11 +1,16 @@
-"""How much harm a target has had today, on disk, and the lock that lets one run at a time near it."""
+"""How much harm a cluster has had today, on disk, and the lock that lets one run at a time near it.
+
+Both go by who the cluster says that it is (chaos.staging.identity.cluster_key), not by what a target's file calls it.
+"""
 
 import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -14,13 +19,13 @@ from chaos.target import Budget, TargetError
 from chaos.toxiproxy.launcher import cache_directory
 
 
-class Spent(msgspec.Struct, frozen=True):
+class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a day. failed: requests. fault_s: seconds of fault that are over. open: time limits of those that are not."""
 
-    day: str = ""
-    failed: int = 0
-    fault_s: float = 0.0
-    open: dict[str, float] = {}
+    day: date
+    failed: Annotated[int, msgspec.Meta(ge=0)]
+    fault_s: Annotated[float, msgspec.Meta(ge=0)]
+    open: dict[str, Annotated[float, msgspec.Meta(ge=0)]]
 
     @property
     def reserved_s(self) -> float:
@@ -38,39 +43,43 @@ def staging_directory() -> Path:
 
 
 @contextmanager
-def locked(target: str) -> Iterator[None]:
-    """In the block no other run of this user on this host is at the target. Raises TargetError, OSError."""
+def locked(cluster: str) -> Iterator[None]:
+    """In the block no other run of this user on this host is at the cluster of a key. Raises TargetError, OSError."""
     folder = staging_directory()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / f"{target}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(folder / f"{cluster}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TargetError(f"{target}: another run is at this target; wait for its end") from None
+            raise TargetError(f"{cluster}: another run is at this cluster; wait for its end") from None
         yield
     finally:
         os.close(descriptor)
 
 
 class DayBudget:
-    """The budget of one target on one day. Only the run that holds the target's lock may charge it, in any thread."""
+    """The budget of one cluster on one day. Only the run that holds the cluster's lock may charge it, in any thread."""
 
-    def __init__(self, target: str, limits: Budget, day: str) -> None:
-        self._path = staging_directory() / f"{target}.json"
+    def __init__(self, cluster: str, limits: Budget, day: date) -> None:
+        """cluster: its key. limits: of the target's file; what has been spent counts for each file of the cluster."""
+        self._path = staging_directory() / f"{cluster}.json"
         self._limits = limits
         self._day = day
         self._lock = threading.Lock()
 
     def spent(self) -> Spent:
-        """Until now. Raises TargetError when that cannot be read: then nobody knows."""
+        """Until now. Raises TargetError when that cannot be read: then nobody knows, and nothing may be done."""
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=Spent)
         except FileNotFoundError:
-            found = Spent()
+            return Spent(self._day, 0, 0.0, {})
         except (OSError, msgspec.MsgspecError) as error:
             raise TargetError(f"{self._path}: the day's harm cannot be read: {error}; mend or delete it") from None
-        return found if found.day == self._day else Spent(self._day)
+        if found.day > self._day + timedelta(days=1):
+            raise TargetError(f"{self._path}: is of {found.day}, which is to come; mend or delete it")
+        # Where another file of the cluster goes by a zone that is a day ahead, its day is the one that is full.
+        return found if found.day >= self._day else Spent(self._day, 0, 0.0, {})
 
     @property
     def failed_left(self) -> int:

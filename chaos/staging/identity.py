@@ -1,12 +1,17 @@
-"""Who a target says that it is, and whether that is who the file says."""
+"""Who a target says that it is, whether that is who the file says, and whom its proxies may lead to."""
+
+import hashlib
+import re
 
 import msgspec
 
 from chaos.staging.ask import AskError, ask_json
-from chaos.staging.nats import NatsMonitor
+from chaos.staging.nats import Broker, NatsMonitor
 from chaos.target import Fingerprint, Target, TargetError
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError
 from workloads.http import BadTarget
+
+_READABLE_MAX = 40
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -16,6 +21,22 @@ class _Model(msgspec.Struct, frozen=True):
 
 class _Models(msgspec.Struct, frozen=True):
     data: list[_Model]
+
+
+class Brokers(msgspec.Struct, frozen=True):
+    """The NATS servers of a target. ids: of single ones. cluster: whose servers all are. Neither: nobody tells of any.
+
+    Names of servers are no help: two that know nothing of each other may well have the same.
+    """
+
+    ids: frozenset[str] = frozenset()
+    cluster: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.cluster)
+
+    def __contains__(self, broker: Broker) -> bool:
+        return broker.server_id in self.ids or (bool(self.cluster) and broker.cluster == self.cluster)
 
 
 def identify(target: Target) -> Fingerprint:
@@ -36,14 +57,43 @@ def identify(target: Target) -> Fingerprint:
     return Fingerprint(**found)
 
 
-def demand_fingerprint(target: Target) -> None:
-    """Raises TargetError when the target is another one than the file says, AskError when it does not say."""
+def cluster_key(found: Fingerprint) -> str:
+    """The name under which harm to a cluster is kept: the same for all its target files, whatever those ask of it.
+
+    Of what it says of itself, what lasts longest: a name of its NATS, which its owner gave it, before the owner of its
+    models, which others may have too (they would share one budget), before an id, which ends with a restart.
+    """
+    own_name = found.nats_server_name if found.nats_server_name != found.nats_server_id else None
+    known = {
+        "nats_cluster": found.nats_cluster,
+        "nats_server_name": own_name,
+        "models_owner": found.models_owner,
+        "nats_server_id": found.nats_server_id,
+    }
+    for field, value in known.items():
+        if value:
+            readable = re.sub(r"[^A-Za-z0-9]+", "-", str(value))[:_READABLE_MAX]
+            return f"{field}-{readable}-{hashlib.sha256(str(value).encode()).hexdigest()[:12]}"
+    raise TargetError("fingerprint: the target says nothing of itself by which its harm could be counted")
+
+
+def demand_fingerprint(target: Target) -> Brokers:
+    """The target's own brokers. Raises TargetError when it is another one than the file says, AskError when it does
+    not say."""
     wanted = {name: value for name, value in msgspec.structs.asdict(target.fingerprint).items() if value is not None}
     found = msgspec.structs.asdict(identify(target))
     for name, value in wanted.items():
-        if found[name] != value:
+        if found[name] not in (value if isinstance(value, tuple) else (value,)):
             told = "nothing" if found[name] is None else repr(found[name])
-            raise TargetError(f"fingerprint.{name}: the file says {value!r}, the target says {told}")
+            raise TargetError(f"fingerprint.{name}: the file says {_told(value)}, the target says {told}")
+    if target.nats_monitoring is None:
+        return Brokers()
+    ids = {str(found["nats_server_id"]), *target.fingerprint.server_ids()}
+    return Brokers(NatsMonitor(target.nats_monitoring).routed() | ids, target.fingerprint.nats_cluster or "")
+
+
+def _told(value: str | tuple[str, ...]) -> str:
+    return " or ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
 
 
 def _models_owner(target: Target, number: int) -> str | None:

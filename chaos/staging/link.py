@@ -1,6 +1,7 @@
 """A node's link through a proxy that somebody else runs: our toxics come and go, everything else stays as it was."""
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,10 +9,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from chaos.staging.ask import AskError
+from chaos.staging.addresses import demand_private_host
+from chaos.staging.ask import ASK_S, AskError
 from chaos.staging.budget import BudgetSpent, DayBudget
+from chaos.staging.identity import Brokers
 from chaos.staging.nats import NatsMonitor
-from chaos.staging.witness import Held, Reading, look
+from chaos.staging.witness import Held, Reading, greeted_by, look
 from chaos.target import LinkSpec, TargetError
 from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError, ToxiproxyUnsafe, check_toxic
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
@@ -55,12 +58,15 @@ class StagingLink:
         undo: UndoLog | None = None,
         budget: DayBudget | None = None,
         mark: str = "",
-        demand: Callable[[], None] = lambda: None,
+        demand: Callable[[], Brokers] = Brokers,
+        allow_public: tuple[str, ...] = (),
     ) -> None:
         """undo and budget: None for a link that is only looked at. mark: of the run, part of our toxics' names.
 
-        demand: called before every injection; raises TargetError or AskError when it must not be made.
+        demand: called before every injection; whom the proxy may lead to. Raises TargetError or AskError when no
+        injection must be made. allow_public: hosts that it may lead to and listen on although they are public.
         """
+        self._allow_public = allow_public
         self._demand = demand
         self.node = node
         self.spec = spec
@@ -74,6 +80,7 @@ class StagingLink:
         self._began_s: float | None = None
         self._before: dict[str, Any] = {}
         self._version = ""
+        self._certain = False
         self.address: tuple[str, int] = ("", 0)
         """Where connections to the proxy go."""
 
@@ -112,17 +119,13 @@ class StagingLink:
         if not shown.get("enabled"):
             hint = "if an earlier run was cut off in a fault: python -m chaos.heal"
             raise TargetError(f"{field}: {self.spec.proxy} is disabled already, so the link is cut without us; {hint}")
-        if self.spec.upstream and shown.get("upstream") != self.spec.upstream:
-            leads = f"{self.spec.proxy} leads to {shown.get('upstream')}"
-            raise TargetError(f"links.{self.node}.upstream: {leads}, the file says {self.spec.upstream}")
         ours = [toxic["name"] for toxic in shown.get("toxics", ()) if str(toxic["name"]).startswith(PREFIX)]
         if ours:
             what = f"has {', '.join(ours)} from an earlier run; python -m chaos.heal, or remove it"
             raise TargetError(f"{field}: {self.spec.proxy} {what}")
         self._before = _lasting(shown)
-        host, _, port = str(shown["listen"]).rpartition(":")
-        host = host.strip("[]")
-        self.address = (urlsplit(self._api.url).hostname or "" if host in _ANYWHERE else host, int(port))
+        self.address, self._certain = _reached(str(shown["listen"]), urlsplit(self._api.url).hostname or "")
+        self._demand_broker(shown)
 
     async def cut(self, cut: Cut, ttl_s: float) -> None:
         """See chaos.worlds.world.Link."""
@@ -190,10 +193,41 @@ class StagingLink:
         except (ToxiproxyError, UndoError, AskError, BudgetSpent, TargetError, OSError) as error:
             raise HandleError(f"{self.node}: {error}") from error
 
+    def _demand_broker(self, shown: dict[str, Any]) -> None:
+        """That the target is who it should be and the proxy leads to its broker. Raises TargetError, AskError.
+
+        One connection, on which nothing is sent. Where it tells nothing, the owner has to have said where it leads.
+        """
+        brokers, proxy = self._demand(), self.spec.proxy
+        for name, does in (("upstream", "leads to"), ("listen", "listens on")):
+            field, said, there = f"links.{self.node}.{name}", getattr(self.spec, name), str(shown.get(name))
+            if said and said != there:
+                raise TargetError(f"{field}: {proxy} {does} {there}, the file says {said}")
+            if there != self._before.get(name):
+                raise TargetError(f"{field}: {proxy} {does} {there}, at first it was {self._before.get(name)}")
+            host = _host(there)
+            if host not in _ANYWHERE:
+                demand_private_host(field, host, self._allow_public)
+        seen = greeted_by(self.address, ASK_S)
+        if seen is not None and brokers and seen not in brokers:
+            who = f"{proxy} leads to the NATS server {seen.server_id} ({seen.server_name or 'without a name'})"
+            raise TargetError(f"links.{self.node}.proxy: {who}, which is none of the target's; see fingerprint")
+        if self.spec.upstream or (seen is not None and brokers and self._certain):
+            return
+        if seen is None:
+            why = "nobody greets as NATS does at {}:{}".format(*self.address)
+        elif not brokers:
+            why = "without nats_monitoring there is no broker to compare with"
+        else:
+            why = f"{shown['listen']} may be another place there than from here"
+        leads = f"Toxiproxy says {shown.get('upstream')}"
+        raise TargetError(f"links.{self.node}.upstream: expected where {proxy} must lead to ({leads}), for {why}")
+
     def _begin(self, ttl_s: float) -> UndoLog:
         assert self._undo is not None, "this link is only looked at"
         assert self._budget is not None
-        self._demand()
+        demand_enabled(self._api, self.spec.proxy)
+        self._demand_broker(self._api.show_proxy(self.spec.proxy) or {})
         self._budget.begin(f"{self._mark}-{self.node}", ttl_s)
         self._began_s = self._began_s or time.monotonic()
         return self._undo
@@ -279,6 +313,29 @@ def differences(proxy: str, before: dict[str, Any], after: dict[str, Any]) -> li
     if not lines and kept != list(now):
         lines.append(f"{proxy}: its toxics come in another order")
     return lines
+
+
+def _host(place: str) -> str:
+    return place.rpartition(":")[0].strip("[]")
+
+
+def _reached(listen: str, api_host: str) -> tuple[tuple[str, int], bool]:
+    """Where to connect to for a proxy that listens so, and whether that must be this proxy. Raises TargetError.
+
+    A proxy that listens on every address, or on the loopback of another host, may be behind another port for us.
+    """
+    host, port = _host(listen), listen.rpartition(":")[2]
+    if not port.isdecimal():
+        raise TargetError(f"a proxy that listens on {listen[:80]!r} cannot be connected to; expected HOST:PORT")
+    elsewhere = host in _ANYWHERE or (_loopback(host) and not _loopback(api_host))
+    return (api_host if elsewhere else host, int(port)), not elsewhere
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _lasting(shown: dict[str, Any]) -> dict[str, Any]:

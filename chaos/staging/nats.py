@@ -22,6 +22,22 @@ class NatsServer(msgspec.Struct, frozen=True):
     cluster: ServerName = ServerName()
 
 
+class Broker(msgspec.Struct, frozen=True):
+    """Who a server says that it is to everybody who connects, in its INFO line."""
+
+    server_id: str
+    server_name: str = ""
+    cluster: str = ""
+
+
+class _Route(msgspec.Struct, frozen=True):
+    remote_id: str = ""
+
+
+class _Routes(msgspec.Struct, frozen=True):
+    routes: list[_Route] = []
+
+
 class _Client(msgspec.Struct, frozen=True):
     cid: int
     in_msgs: int
@@ -42,6 +58,11 @@ class NatsMonitor:
     def server(self) -> NatsServer:
         """Who it is."""
         return ask_json(f"{self.url}/varz", NatsServer)
+
+    def routed(self) -> frozenset[str]:
+        """The ids of the servers that it has routes to: the others of its cluster."""
+        routes = ask_json(f"{self.url}/routez", _Routes).routes
+        return frozenset(route.remote_id for route in routes) - {""}
 
     def heard(self, client: str) -> dict[int, int]:
         """The open connections of a client, by NATS name or user: id to the number of messages that came from it."""

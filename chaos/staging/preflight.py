@@ -16,11 +16,11 @@ from chaos.director import of_the_owner
 from chaos.experiment import Experiment, FaultSpec
 from chaos.staging.addresses import demand_private
 from chaos.staging.ask import AskError
-from chaos.staging.budget import DayBudget
+from chaos.staging.budget import DayBudget, Spent
 from chaos.staging.evidence import PATIENCE_S
 from chaos.staging.faults import StagedFault, stage
 from chaos.staging.greet import GREETINGS
-from chaos.staging.identity import demand_fingerprint
+from chaos.staging.identity import cluster_key, demand_fingerprint, identify
 from chaos.staging.link import StagingLink, embedded, refusal
 from chaos.staging.nats import NatsMonitor
 from chaos.staging.probes import ask_probes
@@ -78,12 +78,14 @@ def preflight(experiment: Experiment, target: Target, seed: int) -> Preflight:
     links, wrong = _links(experiment, target)
     refusals += wrong
     staged: dict[str, StagedFault] = {}
+    spent: Spent | None = None
     if not wrong:
+        spent, spent_up = _against_the_budget(target, strikes)
         staged, wrong = _staged(experiment, links)
-        refusals += wrong
+        refusals += [*spent_up, *wrong]
     for name, spec, start_s in strikes if staged else ():
         lines += _fault_lines(name, spec, start_s, staged[name], links)
-    lines += [*_judged_lines(experiment), *_standing_lines(target), *_healing_lines(links)]
+    lines += [*_judged_lines(experiment), *_standing_lines(target, spent), *_healing_lines(links)]
     return Preflight(tuple(lines), tuple(refusals))
 
 
@@ -181,7 +183,7 @@ def _strikes(experiment: Experiment, seed: int) -> list[tuple[str, FaultSpec, fl
 def _against_the_clock(
     experiment: Experiment, target: Target, strikes: Sequence[tuple[str, FaultSpec, float]]
 ) -> list[str]:
-    """Hours, budget, and faults that come too soon after each other or too early for a permission."""
+    """Hours, and faults that come too soon after each other or too early for a permission."""
     found: list[str] = []
     left_s = target.hours.left_s(time.time())
     whole_s = sum(phase.duration_s for phase in experiment.phases.values())
@@ -189,16 +191,6 @@ def _against_the_clock(
         found.append(f"hours: it is not allowed now, only {target.hours.told()}")
     elif left_s < whole_s:
         found.append(f"hours: {left_s:.0f} s are left of {target.hours.told()}, the run takes {whole_s:g} s")
-    budget = DayBudget(target.name, target.budget, target.hours.day(time.time()))
-    wanted_s = sum(spec.duration_s * len(spec.targets) for _, spec, _ in strikes)
-    longest_s = max((spec.ttl_s * len(spec.targets) for _, spec, _ in strikes), default=0.0)
-    if budget.fault_left_s < max(wanted_s, longest_s):
-        what = f"{max(0.0, budget.fault_left_s):.1f} s of {target.budget.fault_s:g} s are left today"
-        found.append(
-            f"budget.fault_s: {what}, the run needs {max(wanted_s, longest_s):g} s (time limits counted until the heal)"
-        )
-    if budget.failed_left < 0 or (target.budget.failed_requests > 0 and budget.failed_left == 0):
-        found.append(f"budget.failed_requests: all {target.budget.failed_requests} of today are used up")
     lead_s = CHECKS_S + max(link.speaks_every_s for link in target.links.values())
     over_s = 0.0
     for name, spec, start_s in strikes:
@@ -209,20 +201,49 @@ def _against_the_clock(
     return found
 
 
+def _against_the_budget(
+    target: Target, strikes: Sequence[tuple[str, FaultSpec, float]]
+) -> tuple[Spent | None, list[str]]:
+    """What the cluster has had today, None when nobody knows, and why it may not have as much as is wanted."""
+    found: list[str] = []
+    try:
+        budget = DayBudget(cluster_key(identify(target)), target.budget, target.hours.day(time.time()))
+        spent = budget.spent()
+    except TargetError as error:
+        return None, [str(error)]
+    wanted_s = sum(spec.duration_s * len(spec.targets) for _, spec, _ in strikes)
+    longest_s = max((spec.ttl_s * len(spec.targets) for _, spec, _ in strikes), default=0.0)
+    if budget.fault_left_s < max(wanted_s, longest_s):
+        what = f"{max(0.0, budget.fault_left_s):.1f} s of {target.budget.fault_s:g} s are left today"
+        found.append(
+            f"budget.fault_s: {what}, the run needs {max(wanted_s, longest_s):g} s (time limits counted until the heal)"
+        )
+    if budget.failed_left < 0 or (target.budget.failed_requests > 0 and budget.failed_left == 0):
+        found.append(f"budget.failed_requests: all {target.budget.failed_requests} of today are used up")
+    return spent, found
+
+
 def _links(experiment: Experiment, target: Target) -> tuple[dict[str, StagingLink], list[str]]:
     """The links that faults are for, looked at, and what is wrong with them or with who the target is."""
     monitor = NatsMonitor(target.nats_monitoring) if target.nats_monitoring is not None else None
     links: dict[str, StagingLink] = {}
     try:
         demand_private(target)
-        demand_fingerprint(target)
+        brokers = demand_fingerprint(target)
         if target.stop.file is not None and os.path.exists(target.stop.file):
             raise TargetError(f"stop.file: {target.stop.file} exists, so nothing may begin")
         if target.stop.url is not None and (said := may_go_on(target.stop.url)):
             raise TargetError(f"stop.url: {said}")
         for name in sorted({name for spec in experiment.faults.values() for name in spec.targets}):
             spec = target.links[name]
-            link = StagingLink(name, spec, Toxiproxy(target.toxiproxies[spec.toxiproxy]), monitor=monitor)
+            link = StagingLink(
+                name,
+                spec,
+                Toxiproxy(target.toxiproxies[spec.toxiproxy]),
+                monitor=monitor,
+                demand=lambda: brokers,
+                allow_public=target.allow_public,
+            )
             link.examine()
             links[name] = link
             if monitor is not None and link.monitored and not monitor.heard(spec.client_name):
@@ -310,18 +331,19 @@ def _judged_lines(experiment: Experiment) -> list[str]:
     return [*lines, f"judged: invariants {', '.join(judged)}"]
 
 
-def _standing_lines(target: Target) -> list[str]:
+def _standing_lines(target: Target, spent: Spent | None) -> list[str]:
     now = time.time()
-    budget = DayBudget(target.name, target.budget, target.hours.day(now))
-    spent = budget.spent()
     limits = target.budget
     ways = [f"the file {target.stop.file}" if target.stop.file else "", f"{target.stop.url}" if target.stop.url else ""]
     return [
-        "before each injection: fingerprint, addresses, hours, budget, the proxy as it was, probes, steady state of "
+        "before each injection: fingerprint, addresses, the broker behind the proxy, hours, budget, the proxy as it "
+        "was, probes, steady state of "
         f"the last {target.steady.window_s:g} s; if one does not hold, nothing is injected and the run ends",
         f"hours: {target.hours.told()}, {target.hours.left_s(now) / 3_600:.1f} hours left",
         f"budget of today: {spent.failed} of {limits.failed_requests} failed requests, "
-        f"{spent.reserved_s:.0f} of {limits.fault_s:g} s of fault used",
+        f"{spent.reserved_s:.0f} of {limits.fault_s:g} s of fault used"
+        if spent is not None
+        else "budget of today: not known, for the cluster or what is kept of it is not as it must be",
         f"stop: {' or '.join(filter(None, ways))}, looked at each second; or Ctrl-C",
     ]
 

@@ -13,6 +13,8 @@ from typing import Self
 
 import msgspec
 
+from chaos.staging.nats import Broker
+
 GREETING_BYTES = 300
 """NATS's greeting has more than that."""
 PADDED_BYTES = 3_400
@@ -66,6 +68,28 @@ class Held:
     def close(self) -> None:
         """End it."""
         self._connection.close()
+
+
+def greeted_by(address: tuple[str, int], limit_s: float) -> Broker | None:
+    """Who is behind a proxy, by one connection on which nothing is sent; None when nobody greets as NATS does.
+
+    limit_s: for the connection and the greeting together.
+    """
+    ends_s = time.monotonic() + limit_s
+    try:
+        connection = socket.create_connection(address, limit_s)
+    except OSError:
+        return None
+    with connection:
+        greeting = _line(connection, ends_s)
+    # Without a login NATS soon adds its complaint to the greeting, and both may come at once.
+    said = greeting.split(b"\r\n", 1)[0]
+    if not said.startswith(b"INFO "):
+        return None
+    try:
+        return msgspec.json.decode(said.removeprefix(b"INFO "), type=Broker)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def look(address: tuple[str, int], limit_s: float, padded: bool = False) -> Reading:

@@ -22,7 +22,7 @@ from chaos.staging.ask import AskError
 from chaos.staging.budget import DayBudget, locked
 from chaos.staging.faults import StagedFault, stage
 from chaos.staging.greet import greet
-from chaos.staging.identity import demand_fingerprint
+from chaos.staging.identity import cluster_key, demand_fingerprint, identify
 from chaos.staging.link import PREFIX, StagingLink
 from chaos.staging.load import HttpLoad
 from chaos.staging.nats import NatsMonitor
@@ -64,10 +64,10 @@ class StagingWorld(RealTime):
         self._logs = logs.resolve()
         self._stack = contextlib.ExitStack()
         self._director = MetricsCollector(self._raw, "director", time.time_ns())
-        self._budget = DayBudget(target.name, target.budget, target.hours.day(time.time()))
+        self._budget: DayBudget | None = None
         window_s = experiment.guard.window_s
         self._load = HttpLoad(target.api.targets(), target.load.in_flight_max, self._raw, self._request_ended, window_s)
-        self._warden = Warden(target, self._budget, self.record, self._load.halt, self._load.overdue)
+        self._watching: Warden | None = None
         self._undo: UndoLog | None = None
         self._keeper: Keeper | None = None
         self._links: dict[str, StagingLink] = {}
@@ -77,6 +77,11 @@ class StagingWorld(RealTime):
     def capacity(self) -> Capacity:
         """What shares of an experiment are shares of: the rate that the owner allows. Nobody measures another's."""
         return Capacity(self._target.rate_per_s(), 0.0, 0, 0.0)
+
+    @property
+    def _warden(self) -> Warden:
+        assert self._watching is not None, "not before it is known who the target is"
+        return self._watching
 
     @property
     def lead_s(self) -> float:
@@ -111,20 +116,24 @@ class StagingWorld(RealTime):
 
     async def start(self) -> None:
         """Starts nothing at the target: looks at it, and raises Stopped when it is not well already. See World."""
+        target = self._target
         try:
-            self._stack.enter_context(locked(self._target.name))
+            await asyncio.to_thread(demand_fingerprint, target)
+            key = cluster_key(await asyncio.to_thread(identify, target))
+            self._stack.enter_context(locked(key))
+            budget = self._budget = DayBudget(key, target.budget, target.hours.day(time.time()))
+            budget.spent()
             undo = self._undo = UndoLog.create(self._run_id)
             keeper = self._keeper = await asyncio.to_thread(Keeper.start, undo.path, self._logs)
-            self._warden = Warden(self._target, self._budget, self.record, self._load.halt, self._load.overdue, keeper)
-            await asyncio.to_thread(demand_fingerprint, self._target)
+            self._watching = Warden(target, budget, self.record, self._load.halt, self._load.overdue, keeper)
             await asyncio.to_thread(self._examine)
-            wrong = await asyncio.to_thread(ask_probes, self._target)
-            wrong += [line for api in self._target.api.targets() if (line := await greet(api))]
+            wrong = await asyncio.to_thread(ask_probes, target)
+            wrong += [line for api in target.api.targets() if (line := await greet(api))]
         except (AskError, BadTarget, KeeperError, OSError, TargetError, ToxiproxyError, UndoError) as error:
-            raise InfrastructureError(f"{self._target.name}: {error}") from error
+            raise InfrastructureError(f"{target.name}: {error}") from error
         self._warden.begin()
         if wrong:
-            self._budget.charge_failed(1)
+            budget.charge_failed(1)
             self._warden.trip(TARGET, f"the cluster is sick already, nothing was done to it: {wrong[0]}")
         self._warden.check()
 
@@ -144,6 +153,7 @@ class StagingWorld(RealTime):
                 budget=self._budget,
                 mark=self._run_id[-4:],
                 demand=lambda: demand_fingerprint(self._target),
+                allow_public=self._target.allow_public,
             )
         return self._links[node]
 
@@ -209,13 +219,14 @@ class StagingWorld(RealTime):
 
     async def look(self) -> Snapshot:
         """See World. Raises Stopped when the target's owner, the hours or the budget end the run."""
-        self._warden.check()
+        if self._watching is not None:
+            self._watching.check()
         return snapshot(self.now(), self._load.standing(), {})
 
     def record(self, row: Row) -> None:
         """See World."""
-        if isinstance(row, FaultRow) and row.injected_s is not None:
-            self._warden.fault_over(row.injected_s, row.healed_s or time.monotonic())
+        if isinstance(row, FaultRow) and row.injected_s is not None and self._watching is not None:
+            self._watching.fault_over(row.injected_s, row.healed_s or time.monotonic())
         self._director.append(row, time.monotonic())
         self._director.flush()
 
@@ -243,7 +254,8 @@ class StagingWorld(RealTime):
         """See World. Heals what is open; of what is left of ours, and of what others changed meanwhile, a line each."""
         self._stopping = True
         await self._load.close()
-        await self._warden.close()
+        if self._watching is not None:
+            await self._watching.close()
         left = await asyncio.to_thread(self._heal)
         for link in self._links.values():
             try:

@@ -30,6 +30,7 @@ class FakeBus:
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.server_id = "FAKE"
         self.port: int = self._listener.getsockname()[1]
         self.clients: dict[int, dict[str, Any]] = {}
         self._open: list[socket.socket] = []
@@ -50,7 +51,8 @@ class FakeBus:
     def _serve(self, cid: int, connection: socket.socket) -> None:
         client = self.clients[cid] = {"cid": cid, "name": "", "in_msgs": 0}
         try:
-            connection.sendall(b'INFO {"server_id":"FAKE","pad":"' + b"x" * 300 + b'"}\r\n')
+            said = {"server_id": self.server_id, "server_name": SERVER_NAME, "pad": "x" * 300}
+            connection.sendall(b"INFO " + json.dumps(said).encode() + b" \r\n")
             for line in connection.makefile("rb"):
                 if line.startswith(b"PING"):
                     connection.sendall(b"PONG\r\n")
@@ -101,6 +103,7 @@ class FakeWeb:
     def __init__(self, bus: FakeBus) -> None:
         self.bus = bus
         self.owner = OWNER
+        self.routes: list[str] = []
         self.server_name = SERVER_NAME
         self.go_on = 200
         self.value = "1"
@@ -147,6 +150,8 @@ class FakeWeb:
             return 200, {"data": [{"id": "m", "owned_by": self.owner}]}
         if path == "/varz":
             return 200, {"server_id": "FAKE", "server_name": self.server_name, "version": "2"}
+        if path == "/routez":
+            return 200, {"server_id": "FAKE", "routes": [{"rid": 1, "remote_id": each} for each in self.routes]}
         if path == "/connz":
             return 200, {"connections": list(self.bus.clients.values())}
         if path == "/api/v1/query":

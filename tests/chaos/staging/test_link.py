@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ from hypothesis import strategies as st
 
 from chaos.healing import heal_all
 from chaos.staging.budget import DayBudget
-from chaos.staging.link import PREFIX, StagingLink, differences, embedded, refusal
+from chaos.staging.identity import Brokers
+from chaos.staging.link import PREFIX, StagingLink, _reached, differences, embedded, refusal
 from chaos.target import Budget, LinkSpec, TargetError
 from chaos.toxiproxy.adapter import Toxiproxy
 from chaos.undo import UndoLog
 from chaos.worlds.world import Cut, HandleError, Shape
-from tests.chaos.staging.fakes import FakeCluster, fake_cluster
+from tests.chaos.staging.fakes import FakeBus, FakeCluster, fake_cluster
 
 KINDS = {"latency": {"latency": 1}, "bandwidth": {"rate": 9_000}, "slow_close": {"delay": 1}, "noop": {}}
 TTL_S = 20.0
 UNDO = Path("undo")
+OURS = Brokers(ids=frozenset({"FAKE"}))
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +47,18 @@ class Borrowed:
 
     count = 0
 
-    def __init__(self, cluster: FakeCluster, fault_s: float = 1e6, demand: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        cluster: FakeCluster,
+        fault_s: float = 1e6,
+        demand: Callable[[], Brokers] = lambda: OURS,
+        spec: LinkSpec | None = None,
+    ) -> None:
         Borrowed.count += 1
         self.undo = UndoLog.create(f"test-{Borrowed.count}")
-        self.budget = DayBudget(f"t{Borrowed.count}", Budget(failed_requests=0, fault_s=fault_s), "d")
-        spec = LinkSpec(toxiproxy="all", proxy="w0")
+        self.budget = DayBudget(f"t{Borrowed.count}", Budget(failed_requests=0, fault_s=fault_s), date(2026, 11, 24))
         api = Toxiproxy(cluster.toxiproxy_url)
+        spec = spec or LinkSpec(toxiproxy="all", proxy="w0")
         self.link = StagingLink("worker-0", spec, api, undo=self.undo, budget=self.budget, mark="abcd", demand=demand)
         self.link.examine()
 
@@ -141,18 +151,123 @@ def test_the_budget_comes_first(cluster: FakeCluster) -> None:
 
 
 def test_who_the_target_is_comes_before_every_strike(cluster: FakeCluster) -> None:
-    def another() -> None:
+    def another() -> Brokers:
         if told.pop():
             raise TargetError("fingerprint: it is another one now")
+        return OURS
 
     clean(cluster)
     before = cluster.proxy()
-    told = [True, False]
+    told = [True, False, False]
     borrowed = Borrowed(cluster, demand=another)
     asyncio.run(borrowed.link.cut(Cut.RESET, TTL_S))
     with pytest.raises(HandleError, match="it is another one now"):
         asyncio.run(borrowed.link.cut(Cut.RESET, TTL_S))
     assert (cluster.proxy(), borrowed.undo.open_entries(), borrowed.budget.spent().open) == (before, [], {})
+
+
+def refused(cluster: FakeCluster, said: str, **fields: str) -> None:
+    """Before anything is done."""
+    spec = LinkSpec(**{"toxiproxy": "all", "proxy": "w0", **fields})
+    with pytest.raises(TargetError, match=said) as told:
+        Borrowed(cluster, spec=spec)
+    assert "\n" not in str(told.value)
+
+
+def test_the_proxy_must_lead_to_the_broker_that_was_asked(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean(cluster)
+    upstream = f"127.0.0.1:{cluster.bus.port}"
+    borrowed = Borrowed(cluster)
+    before = cluster.proxy()
+    monkeypatch.setattr(cluster.bus, "server_id", "PRODUCTION")
+    said = "links.worker-0.proxy: w0 leads to the NATS server PRODUCTION .*, which is none of the target's"
+    refused(cluster, said)
+    refused(cluster, said, upstream=upstream)
+    with pytest.raises(HandleError, match=said):
+        asyncio.run(borrowed.link.cut(Cut.STALL, TTL_S))
+    with pytest.raises(HandleError, match=said):
+        asyncio.run(borrowed.link.shape(Shape(latency_s=0.01), TTL_S))
+    assert (cluster.proxy(), borrowed.undo.open_entries(), borrowed.budget.spent().open) == (before, [], {})
+    monkeypatch.undo()
+    asyncio.run(borrowed.link.cut(Cut.STALL, TTL_S))
+    asyncio.run(borrowed.link.restore())
+    assert cluster.proxy() == before
+
+
+def test_a_proxy_that_is_led_elsewhere_in_the_midst_of_a_run(cluster: FakeCluster) -> None:
+    clean(cluster)
+    borrowed = Borrowed(cluster)
+    with other_bus(cluster) as other:
+        before = cluster.proxy()
+        with pytest.raises(HandleError, match=f"w0 leads to 127.0.0.1:{other.port}, at first it was"):
+            asyncio.run(borrowed.link.cut(Cut.STALL, TTL_S))
+        assert cluster.proxy() == before
+        refused(cluster, "the file says 127.0.0.1:4222", upstream="127.0.0.1:4222")
+        with pytest.raises(TargetError, match="none of the target's"):
+            Borrowed(cluster, demand=lambda: Brokers(ids=frozenset({"FAKE"}), cluster="ours"))
+        Borrowed(cluster, demand=lambda: Brokers(ids=frozenset({"FAKE", "OTHER"})))
+
+
+def test_where_nothing_is_seen_the_owner_must_have_said_where_it_leads(cluster: FakeCluster) -> None:
+    clean(cluster)
+    proxy, web = cluster.proxy(), cluster.web.url.removeprefix("http://")
+    with proxy_on(cluster, "mute", "127.0.0.1:0", web):
+        said = f"links.worker-0.upstream: expected where mute must lead to .Toxiproxy says {web}"
+        refused(cluster, said, proxy="mute")
+        Borrowed(cluster, spec=LinkSpec(toxiproxy="all", proxy="mute", upstream=web))
+    with proxy_on(cluster, "wide", "0.0.0.0:0", proxy["upstream"]) as wide:
+        refused(cluster, "may be another place there than from here", proxy="wide")
+        Borrowed(cluster, spec=LinkSpec(toxiproxy="all", proxy="wide", upstream=proxy["upstream"]))
+        listen = wide["listen"]
+        Borrowed(cluster, spec=LinkSpec(toxiproxy="all", proxy="wide", upstream=proxy["upstream"], listen=listen))
+        refused(cluster, f"wide listens on .*, the file says {proxy['listen']}", proxy="wide", listen=proxy["listen"])
+    with pytest.raises(TargetError, match="without nats_monitoring there is no broker to compare with"):
+        Borrowed(cluster, demand=Brokers)
+    Borrowed(cluster, demand=Brokers, spec=LinkSpec(toxiproxy="all", proxy="w0", upstream=proxy["upstream"]))
+
+
+def test_a_proxy_that_leads_into_the_public(cluster: FakeCluster) -> None:
+    clean(cluster)
+    with proxy_on(cluster, "out", "127.0.0.1:0", "8.8.8.8:4222"):
+        refused(
+            cluster,
+            "links.worker-0.upstream: 8.8.8.8 is neither loopback nor private",
+            proxy="out",
+            upstream="8.8.8.8:4222",
+        )
+
+
+def test_who_listens_on_the_loopback_of_another_host_is_not_asked_on_ours() -> None:
+    assert _reached("127.0.0.1:7", "127.0.0.1") == (("127.0.0.1", 7), True)
+    assert _reached("localhost:7", "::1") == (("localhost", 7), True)
+    assert _reached("10.0.0.7:7", "10.0.0.5") == (("10.0.0.7", 7), True)
+    assert _reached("127.0.0.1:7", "10.0.0.5") == (("10.0.0.5", 7), False)
+    for anywhere in ("0.0.0.0:7", "[::]:7", ":7"):
+        assert _reached(anywhere, "127.0.0.1") == (("127.0.0.1", 7), False)
+    with pytest.raises(TargetError, match="expected HOST:PORT"):
+        _reached("somewhere", "127.0.0.1")
+
+
+@contextmanager
+def proxy_on(cluster: FakeCluster, name: str, listen: str, upstream: str) -> Iterator[dict[str, Any]]:
+    made = {"name": name, "listen": listen, "upstream": upstream}
+    answer = requests.post(f"{cluster.toxiproxy_url}/proxies", json=made, timeout=5)
+    assert answer.status_code == 201
+    yield answer.json()
+    requests.delete(f"{cluster.toxiproxy_url}/proxies/{name}", timeout=5)
+
+
+@contextmanager
+def other_bus(cluster: FakeCluster) -> Iterator[FakeBus]:
+    """w0 leads to it."""
+    other, url, upstream = FakeBus(), f"{cluster.toxiproxy_url}/proxies/w0", cluster.proxy()["upstream"]
+    other.server_id = "OTHER"
+    requests.post(url, json={"upstream": f"127.0.0.1:{other.port}"}, timeout=5)
+    yield other
+    requests.post(url, json={"upstream": upstream}, timeout=5)
+    other.close()
 
 
 def test_what_its_owner_has_disabled_meanwhile_stays_disabled(cluster: FakeCluster) -> None:

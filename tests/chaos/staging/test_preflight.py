@@ -11,10 +11,11 @@ from chaos.experiment import Experiment, find
 from chaos.resolve import load
 from chaos.run import main
 from chaos.staging.budget import DayBudget, locked
+from chaos.staging.identity import cluster_key, identify
 from chaos.staging.preflight import Preflight, preflight
 from chaos.target import TargetError, load_target
 from chaos.toxiproxy.embedded import api
-from tests.chaos.staging.fakes import SERVER_NAME, FakeCluster, fake_cluster
+from tests.chaos.staging.fakes import OWNER, SERVER_NAME, FakeCluster, fake_cluster
 
 SHORT = (
     "phases.warm_up.duration_s=1",
@@ -99,6 +100,29 @@ def test_a_wrong_fingerprint(cluster: FakeCluster) -> None:
     assert "toxiproxy_version: the file says '2.5.0'" in told
 
 
+def test_one_of_several_servers(cluster: FakeCluster) -> None:
+    assert not look(cluster, fingerprint={"nats_server_id": ["OTHER", "FAKE"]}).refusals
+    said = refusal(cluster, fingerprint={"nats_server_id": ["OTHER", "ANOTHER"]})
+    assert said == "fingerprint.nats_server_id: the file says 'OTHER' or 'ANOTHER', the target says 'FAKE'"
+
+
+def test_a_proxy_that_leads_to_another_broker(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.bus, "server_id", "PRODUCTION")
+    said = refusal(cluster)
+    assert said == (
+        f"links.worker-0.proxy: w0 leads to the NATS server PRODUCTION ({SERVER_NAME}), "
+        "which is none of the target's; see fingerprint"
+    )
+    # A server of the same cluster is as good: one that the monitored one has a route to, or that the file names.
+    assert not look(cluster, fingerprint={"nats_server_id": ["FAKE", "PRODUCTION"]}).refusals
+    monkeypatch.setattr(cluster.web, "routes", ["PRODUCTION"])
+    assert not look(cluster).refusals
+    # Who is only known by the API's word has no broker to compare with.
+    links = {"worker-0": {"toxiproxy": "all", "proxy": "w0"}}
+    said = refusal(cluster, fingerprint={"models_owner": OWNER}, nats_monitoring=None, links=links)
+    assert said.startswith("links.worker-0.upstream: expected where w0 must lead to (Toxiproxy says 127.0.0.1:")
+
+
 def test_out_of_hours(cluster: FakeCluster) -> None:
     now = time.gmtime()
     away = (now.tm_hour + 4) % 24
@@ -131,15 +155,25 @@ def test_a_fault_kind_that_is_not_allowed(cluster: FakeCluster) -> None:
     assert "a staging target gives no handle for kill" in refusal(cluster, *kill)
 
 
-def test_the_days_budget(cluster: FakeCluster) -> None:
+def test_the_days_budget(cluster: FakeCluster, tmp_path: Path) -> None:
     target = load_target(cluster.file())
-    budget = DayBudget(target.name, target.budget, target.hours.day(time.time()))
+    budget = DayBudget(cluster_key(identify(target)), target.budget, target.hours.day(time.time()))
     budget.begin("an-earlier-run-that-was-killed", 270.0)
     assert refusal(cluster).startswith("budget.fault_s: 30.0 s of 300 s are left today, the run needs 40 s")
+    # The same cluster by another name, and by another word of its fingerprint.
+    assert "30.0 s of 300 s" in refusal(cluster, name="other")
+    assert "30.0 s of 300 s" in refusal(cluster, name="other", fingerprint={"models_owner": OWNER})
     budget.end("an-earlier-run-that-was-killed", 10.0)
     assert not look(cluster).refusals
     budget.charge_failed(50)
     assert refusal(cluster) == "budget.failed_requests: all 50 of today are used up"
+    # Another cluster, whose file has the same name.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.web, "server_name", "another-bus")
+        assert not look(cluster, fingerprint={"nats_server_name": "another-bus"}).refusals
+    (kept,) = (tmp_path / "cache" / "staging").glob("*.json")
+    kept.write_text("{}")
+    assert "the day's harm cannot be read" in refusal(cluster)
 
 
 def test_more_than_the_owner_allows(cluster: FakeCluster) -> None:
@@ -156,10 +190,11 @@ def test_what_could_not_be_proved(cluster: FakeCluster) -> None:
     narrow = ("faults.cut.kind=bandwidth", "faults.cut.mode=null", "faults.cut.options={kb_per_s: 1000}")
     assert "cannot be told from chance" in refusal(cluster, *narrow)
     mute = cluster.mute_proxy()
-    links = {"worker-0": {"toxiproxy": "all", "proxy": mute}}
+    web = cluster.web.url.removeprefix("http://")
+    links = {"worker-0": {"toxiproxy": "all", "proxy": mute, "upstream": web}}
     assert "nothing would be a proof" in refusal(cluster, links=links)
     slow = ("faults.cut.kind=latency", "faults.cut.mode=null", "faults.cut.options={latency_ms: 100}")
-    links = {"worker-0": {"toxiproxy": "all", "proxy": mute, "client_name": "worker-0"}}
+    links = {"worker-0": {"toxiproxy": "all", "proxy": mute, "client_name": "worker-0", "upstream": web}}
     assert "nothing would be a proof" in refusal(cluster, *slow, links=links)
     links = {"worker-0": {"toxiproxy": "all", "proxy": "w0", "client_name": "nobody"}}
     assert "the broker lists no 'nobody'; there is worker-0" in refusal(cluster, links=links)
@@ -190,7 +225,7 @@ def test_a_stop_that_is_set_already(cluster: FakeCluster, monkeypatch: pytest.Mo
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    with locked("somewhere"), pytest.raises(TargetError, match="another run is at this target"), locked("somewhere"):
+    with locked("somewhere"), pytest.raises(TargetError, match="another run is at this cluster"), locked("somewhere"):
         pass
     with locked("somewhere"), locked("elsewhere"):
         pass

@@ -155,7 +155,8 @@ def test_a_whole_run_at_the_real_toxiproxy(
     monkeypatch.setenv("TOXIPROXY_SERVER", path)
     with real_server() as api, fake_cluster(tmp_path, api.url) as cluster:
         before = cluster.proxy()
-        links = {"worker-0": {"toxiproxy": "all", "proxy": "w0", "speaks_every_s": 0.5}}
+        link = {"toxiproxy": "all", "proxy": "w0", "upstream": before["upstream"], "speaks_every_s": 0.5}
+        links = {"worker-0": link}
         fingerprint = {"models_owner": OWNER}
         _, verdict = run(cluster, settings, nats_monitoring=None, links=links, fingerprint=fingerprint, steady=PATIENT)
         over_and_over = {"reset": "every reset broke", "flap": "each of which bit"}

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -64,6 +64,17 @@ def test_the_example_is_a_target(tmp_path: Path) -> None:
         ({"fingerprint": {"toxiproxy_version": "2"}}, "fingerprint: expected nats_server_id"),
         ({"nats_monitoring": None}, "links.worker-0.client_name: only nats_monitoring could tell"),
         ({"stop": {}}, "stop: expected file or url"),
+        ({"stop": {"file": "stop-chaos"}}, "stop.file: expected an absolute path, got 'stop-chaos'"),
+        ({"stop": {"file": ""}}, "stop.file: expected an absolute path, got ''"),
+        (
+            {"budget": {"failed_requests": 1, "fault_s": float("inf")}},
+            "budget.fault_s: expected a finite number, got inf",
+        ),
+        ({"ttl_s_max": float("nan")}, "ttl_s_max: Expected float > 0.0"),
+        (
+            {"prometheus": {"url": "http://h:1", "probes": {"q": {"query": "x", "at_most": float("nan")}}}},
+            "prometheus.probes.q.at_most: expected a finite number, got nan",
+        ),
         ({"hours": {"zone": "Mars/Olympus", "allow": [{"from": "1:00", "to": "2:00"}]}}, "hours: no time zone"),
         ({"hours": {"zone": "UTC", "allow": [{"from": "25:00", "to": "2:00"}]}}, "hours.allow[0]: '25:00': expected a"),
         ({"hours": {"zone": "UTC", "allow": []}}, "hours.allow: Expected array of length >= 1"),
@@ -87,6 +98,9 @@ def test_no_file_and_no_yaml(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("{")
     with pytest.raises(TargetError, match="not YAML"):
         load_target(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("budget: {fault_s: 1}\nbudget: {fault_s: 9}")
+    with pytest.raises(TargetError, match=r"twice.yaml: line 2: the key 'budget' is there twice"):
+        load_target(tmp_path / "twice.yaml")
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(TargetError, match="expected a mapping"):
         load_target(tmp_path / "list.yaml")
@@ -104,7 +118,7 @@ def test_hours() -> None:
     assert hours.left_s(unix("2026-11-24T04:59:00")) == 60.0
     assert hours.left_s(unix("2026-11-24T05:00:00")) == 0.0
     assert hours.left_s(unix("2026-11-24T23:00:00")) == 0.0
-    assert hours.day(unix("2026-11-24T00:00:01")) == "2026-11-24"
+    assert hours.day(unix("2026-11-24T00:00:01")) == date(2026, 11, 24)
 
 
 def test_windows_without_a_gap_are_one() -> None:

@@ -4,21 +4,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from analysis.schema import EventRow
 from chaos.guard import Stopped
 from chaos.staging import warden as warden_module
 from chaos.staging.budget import BudgetSpent, DayBudget, Spent
+from chaos.staging.identity import cluster_key
 from chaos.staging.probes import judge_probe
 from chaos.staging.warden import BUDGET, HOURS, STOP, TARGET, Ended, Warden, unsteady
-from chaos.target import Budget, Probe, Steady, Target, TargetError, load_target
+from chaos.target import Budget, Fingerprint, Probe, Steady, Target, TargetError, load_target
 from tests.chaos.staging.fakes import FakeCluster, fake_cluster
 
 NOW = 1_000.0
+DAY = date(2026, 11, 24)
 STEADY = Steady(requests_min=20, window_s=10.0, success_min=0.95, latency_p95_s_max=1.0)
 
 
@@ -186,18 +190,72 @@ def test_probes() -> None:
 
 def test_the_budget_outlives_the_process_and_not_the_day(tmp_path: Path) -> None:
     limits = Budget(failed_requests=10, fault_s=100)
-    first = DayBudget("here", limits, "2026-11-24")
+    first = DayBudget("here", limits, DAY)
     first.begin("a", 60)
     first.charge_failed(3)
-    again = DayBudget("here", limits, "2026-11-24")
+    again = DayBudget("here", limits, DAY)
     assert (again.failed_left, again.fault_left_s) == (7, 40)
     with pytest.raises(BudgetSpent, match=r"40.0 s of 100 s are left"):
         again.begin("b", 41)
     again.begin("a", 70)
     assert again.fault_left_s == 30, "the same fault goes on: its time limit counts once"
     again.end("a", 12.5)
-    assert again.spent() == Spent("2026-11-24", 3, 12.5)
-    assert DayBudget("here", limits, "2026-11-25").fault_left_s == 100
-    (tmp_path / "cache" / "staging" / "here.json").write_text("{")
-    with pytest.raises(TargetError, match="cannot be read"):
-        again.spent()
+    assert again.spent() == Spent(DAY, 3, 12.5, {})
+    tomorrow = DayBudget("here", limits, DAY + timedelta(days=1))
+    assert tomorrow.fault_left_s == 100
+    tomorrow.end("b", 7.0)
+    # A file of the same cluster in a zone where it is still yesterday does not begin the day anew.
+    assert again.fault_left_s == 93
+    again.charge_failed(1)
+    assert (tomorrow.failed_left, tomorrow.fault_left_s) == (9, 93)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "{",
+        "",
+        "{}",
+        "[]",
+        '{"day": "2026-11-24"}',
+        '{"day": "", "failed": 0, "fault_s": 0, "open": {}}',
+        '{"day": "2026-13-24", "failed": 9, "fault_s": 0, "open": {}}',
+        '{"day": "2026-11-24", "failed": -5, "fault_s": 0, "open": {}}',
+        '{"day": "2026-11-24", "failed": 0, "fault_s": -9, "open": {}}',
+        '{"day": "2026-11-24", "failed": 0, "fault_s": 0, "open": {"a": -9}}',
+        '{"day": "2026-11-24", "failed": 0, "fault_s": 1e999, "open": {}}',
+        '{"day": "2026-11-24", "failed": 0, "fault_s": 0, "open": {}, "more": 1}',
+        '{"day": "2026-11-29", "failed": 0, "fault_s": 0, "open": {}}',
+    ],
+)
+def test_what_is_kept_of_the_budget_and_makes_no_sense_lets_nothing_be_done(tmp_path: Path, kept: str) -> None:
+    budget = DayBudget("here", Budget(failed_requests=10, fault_s=100), DAY)
+    budget.charge_failed(1)
+    path = tmp_path / "cache" / "staging" / "here.json"
+    path.write_text(kept)
+    for ask in (
+        budget.spent,
+        lambda: budget.begin("b", 1),
+        lambda: budget.charge_failed(1),
+        lambda: budget.end("b", 1),
+    ):
+        with pytest.raises(TargetError, match="mend or delete it") as told:
+            ask()
+        assert "\n" not in str(told.value)
+        assert path.read_text() == kept
+
+
+def test_a_cluster_has_one_budget_whatever_its_files_are_called() -> None:
+    whole = Fingerprint(nats_server_id="NABC", nats_server_name="rack", models_owner="us", toxiproxy_version="2")
+    assert cluster_key(whole).startswith("nats_server_name-rack-")
+    restarted = msgspec.structs.replace(whole, nats_server_id="NDEF", toxiproxy_version="3")
+    assert cluster_key(restarted) == cluster_key(whole)
+    other = msgspec.structs.replace(whole, nats_server_name="rack.")
+    assert cluster_key(other) != cluster_key(whole), "though both read alike"
+    clustered = msgspec.structs.replace(whole, nats_cluster="racks/../x")
+    assert cluster_key(clustered).startswith("nats_cluster-racks-x-")
+    nameless = Fingerprint(nats_server_id="NABC", nats_server_name="NABC")
+    assert cluster_key(nameless).startswith("nats_server_id-NABC-")
+    assert cluster_key(msgspec.structs.replace(nameless, models_owner="us")).startswith("models_owner-us-")
+    with pytest.raises(TargetError):
+        cluster_key(Fingerprint(toxiproxy_version="2"))
