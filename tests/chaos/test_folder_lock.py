@@ -56,7 +56,7 @@ def test_who_comes_next_waits_for_the_run_of_one_that_was_killed(tmp_path: Path)
 def test_a_run_that_does_not_end_is_named_with_what_to_do(tmp_path: Path) -> None:
     pid = killed(tmp_path, healing_s=3.0)
     with (
-        pytest.raises(FolderBusy, match=rf"a run \(pid {pid}\) of a sweep .* after 0 s; end it with kill -INT {pid}, then"),
+        pytest.raises(FolderBusy, match=rf"a run \(pid {pid}\) of a sweep .* after 0 s; end it with kill -INT {pid}, "),
         alone_in(tmp_path, "sweep", print, wait_s=0.0),
     ):
         pass
