@@ -6,8 +6,10 @@ from typing import ClassVar
 from chaos.experiment import FaultSpec
 from chaos.faults.codes import LOST, explained
 from chaos.faults.fault import Evidence
+from chaos.faults.roles import role_of
 from chaos.faults.terms import Options, Terms
 from chaos.worlds.world import World
+from cluster.errors import Code
 
 _POLL_S = 0.1
 
@@ -19,6 +21,8 @@ class HurtLines:
     """Hurts the line of every target, and restores it at the heal."""
 
     TERMS: ClassVar[Terms[Options]]
+    DEAFENS: ClassVar[bool] = True
+    """Whether a controller with such a line may hear of no worker for so long that it takes all of them for gone."""
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         self._targets = spec.targets
@@ -28,7 +32,8 @@ class HurtLines:
     @property
     def explains(self) -> tuple[str, ...]:
         """See Fault. A line can be so bad that it is as good as cut."""
-        return explained(self._targets, self._nodes, *LOST)
+        deaf = self.DEAFENS and any(role_of(target) == "controller" for target in self._targets)
+        return explained(self._targets, self._nodes, *LOST, *([Code.NO_WORKERS_AVAILABLE] if deaf else []))
 
     async def heal(self, world: World) -> None:
         """See Fault."""

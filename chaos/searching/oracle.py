@@ -20,6 +20,7 @@ from chaos.searching.plans import Plan
 from chaos.searching.symptoms import symptoms
 from chaos.session import INTERRUPTED, play_simulated
 from chaos.worlds.world import InfrastructureError
+from workloads.capacity import InfeasibleRate
 
 _FOLLOWS_FROM_OFF_THE_BUS = ("invariant 7", "invariant 9")
 
@@ -48,6 +49,9 @@ def consult(plan: Plan) -> Judged:
         results = ResultsDirectory(Path(folder), plan.experiment, "simulated", plan.seed)
         try:
             ended_by = play_simulated(plan.experiment, plan.seed, results, _Silent())
+        except InfeasibleRate:
+            # The plan's own estimate of the capacity was too high: nothing was played.
+            return Judged((), rows_digest(results.raw))
         except InfrastructureError as error:
             # Without a fault there is nothing that could keep a simulated cluster from coming up.
             raise AssertionError(f"the simulated cluster did not come up: {error}") from error

@@ -81,6 +81,10 @@ def plans(draw: st.DrawFn, base: Experiment) -> Plan:
     )
     several = draw(st.lists(_fault(bare), min_size=1, max_size=FAULTS_MAX))
     safety_s = max(fault.start_s + fault.duration_s for fault in several) + _WITHIN_S
+    healed_s = _BASELINE_S + safety_s - _WITHIN_S
+    if any(at_s > healed_s for at_s, _ in bare.workload.steps):
+        # What comes of a spike after the heal is not what was left by the faults.
+        bare = replace(bare, workload=replace(bare.workload, steps=()))
     whole = replace(
         bare,
         phases=_phases(safety_s, base),
