@@ -255,7 +255,7 @@ def _planned_faults(history: History) -> dict[str, dict[str, Any]]:
 
 
 def _targets(history: History) -> set[str]:
-    planned = [target for spec in _planned_faults(history).values() for target in spec.get("targets", ())]
+    planned = [target for spec in _planned_faults(history).values() for target in spec.get("targets") or ()]
     return {*planned, *(target for targets in history.faults["targets"] for target in targets)}
 
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from chaos.experiment import Experiment
 from chaos.searching.breach import CRASH, Breach
 from chaos.searching.classes import class_of
+from chaos.searching.constants import no_constants_of_loaded_code
 from chaos.searching.oracle import Judged, consult
 from chaos.searching.plans import Plan, plans
 
@@ -144,7 +145,8 @@ def _draw(base: Experiment, seed: int, tries: int, look: Callable[[Plan], None],
     def drawn(plan: Plan) -> None:
         look(plan)
 
-    drawn()
+    with no_constants_of_loaded_code():
+        drawn()
 
 
 def _without_needless(prey: Prey, play: Play) -> tuple[Prey, int]:

@@ -36,5 +36,6 @@ def test_the_command_shows_a_ramp_and_refuses_what_a_run_would_refuse(capsys: py
     assert "█" in bars[40:]
     assert main(["network_partition", "--set", "workload.ramp=[1]"]) == 2
     assert "workload.ramp: expected array of length 2" in capsys.readouterr().err
-    assert main(["network_partition", "--capacity", "0"]) == 2
-    assert "positive capacity" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["network_partition", "--capacity", "0"])
+    assert "--capacity: expected a number, more than 0" in capsys.readouterr().err

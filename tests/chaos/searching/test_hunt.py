@@ -1,5 +1,7 @@
 """A scout sees what is planted, a chase makes it small, and where there is nothing both come home with nothing."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,11 +42,11 @@ def prey_of(plan: Plan, digest: str = "", breach: Breach | None = None) -> Prey:
 
 
 def test_what_is_planted_is_seen_and_made_small() -> None:
-    scouted = scout(BASE, 1, 200, hung_by_a_freeze)
+    scouted = scout(BASE, 4, 200, hung_by_a_freeze)
     assert scouted.tried == 200
     ((signature, nth),) = [(one.signature, one.nth) for one in scouted.sightings]
     assert signature == FREEZE
-    prey = chase(BASE, 1, 200, scouted.sightings[0], hung_by_a_freeze)
+    prey = chase(BASE, 4, 200, scouted.sightings[0], hung_by_a_freeze)
     assert prey is not None
     plan = prey.plan
     assert kinds_of(plan) == ["freeze"]
@@ -57,14 +59,14 @@ def test_what_is_planted_is_seen_and_made_small() -> None:
 
 
 def test_a_chase_plays_none_of_the_plans_before_the_one_it_is_after() -> None:
-    (sighting,) = scout(BASE, 1, 200, hung_by_a_freeze).sightings
+    (sighting,) = scout(BASE, 4, 200, hung_by_a_freeze).sightings
     played: list[Plan] = []
 
     def play(plan: Plan) -> Judged:
         played.append(plan)
         return hung_by_a_freeze(plan)
 
-    chase(BASE, 1, 200, sighting, play)
+    chase(BASE, 4, 200, sighting, play)
     assert "freeze" in kinds_of(played[0])
 
 
@@ -117,6 +119,31 @@ def test_equal_seeds_draw_equal_plans() -> None:
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
+
+
+_DRAWN = """
+import hashlib
+import msgspec
+from chaos.searching.oracle import Judged
+{imports}
+from tests.chaos.searching.test_hunt import BASE, collecting
+from chaos.searching.hunt import scout
+plans = []
+scout(BASE, 3, 40, collecting(plans))
+print(hashlib.sha256(msgspec.json.encode(plans)).hexdigest())
+"""
+
+
+def test_plans_do_not_depend_on_what_code_is_loaded() -> None:
+    # Hypothesis would draw constants that stand in it.
+    loaded = ("", "import tests.chaos.test_director, tests.analysis.test_compare, tests.cluster.test_client")
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _DRAWN.format(imports=imports)], check=True, capture_output=True, text=True
+        ).stdout
+        for imports in loaded
+    ]
+    assert found[0] == found[1] != ""
 
 
 @pytest.mark.simulated

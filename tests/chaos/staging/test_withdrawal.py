@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from chaos.toxiproxy.adapter import Toxic
 from tests.toxiproxy.real_server import real_server
 
@@ -33,6 +35,7 @@ def impatient_server() -> int:
     return port
 
 
+@pytest.mark.verify
 def test_what_is_held_for_nobody_keeps_nobody_waiting() -> None:
     with real_server() as api:
         listen = api.create_proxy("w", "127.0.0.1:0", f"127.0.0.1:{impatient_server()}").listen
