@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import msgspec
 import psutil
 
 from chaos.toxiproxy.adapter import Toxiproxy, ToxiproxyError, ToxiproxyGone, ToxiproxyRefused, ToxiproxyUnverified
+from chaos.toxiproxy.errors import ToxiproxyUnsafe
 from chaos.undo import (
     DisabledEntry,
     Entry,
@@ -22,6 +23,7 @@ from chaos.undo import (
     ToxicEntry,
     UndoError,
     UndoLog,
+    comes_late_until,
     find_process,
     is_borrowed,
     marked_processes,
@@ -31,6 +33,7 @@ TERM_S = 1.0
 """How long a process may take to end by itself before it is killed."""
 RETRY_S = 1.0
 """Between two tries of something that could not be healed."""
+_SERVER_ERROR = 500
 _KILL_S = 2.0
 _THAW_S = 1.0
 _WATCH_S = 0.2
@@ -206,11 +209,40 @@ def _give_back(api: Toxiproxy, entry: OnProxy, where: str) -> str:
             raise ToxiproxyUnverified(f"toxiproxy {api.url}: lists the proxy, yet does not show it")
         return f"{where}: proxy is gone, and the fault with it"
     if isinstance(entry, ToxicEntry):
-        return f"toxic {entry.toxic} on {where}: {api.withdraw_toxic(entry.proxy, entry.toxic)}"
+        removal = api.withdraw_toxic(entry.proxy, entry.toxic)
+        if removal == "missing":
+            demand_no_latecomer(entry)
+        return f"toxic {entry.toxic} on {where}: {removal}"
     if state.enabled:
+        demand_no_latecomer(entry)
         return f"{where}: enabled already"
     api.set_enabled(entry.proxy, True)
     return f"{where}: enabled"
+
+
+@contextlib.contextmanager
+def settling(log: UndoLog, identifier: str) -> Iterator[None]:
+    """Round the request that an entry announces: note the answer, if there is a definite one."""
+    try:
+        yield
+    except ToxiproxyUnsafe:
+        # It was never sent.
+        log.settle(identifier)
+        raise
+    except ToxiproxyRefused as error:
+        # What the server could not do in time it may still be doing.
+        if error.status < _SERVER_ERROR:
+            log.settle(identifier)
+        raise
+    log.settle(identifier)
+
+
+def demand_no_latecomer(entry: Entry) -> None:
+    """Of a change that is not there: that it does not come any more. Raises ToxiproxyUnverified while it may."""
+    until_s = comes_late_until(entry)
+    if until_s is not None and (left_s := until_s - time.time()) > 0:
+        what = "the request that hurts it was never answered and may still arrive"
+        raise ToxiproxyUnverified(f"{what}: to be looked at again for {left_s:.0f} s")
 
 
 def _thaw(entry: FrozenEntry) -> HealResult:

@@ -29,10 +29,11 @@ from analysis.metrics import METRICS, UnknownMetricError, measure
 from analysis.reader import load_history
 from analysis.verdict import EXIT_CODES
 from chaos.experiment import ExperimentError, find
+from chaos.healing import settling
 from chaos.keeper import Keeper, KeeperError
 from chaos.resolve import load
 from chaos.staging.addresses import public_address
-from chaos.staging.link import demand_enabled, demand_in_time, embedded, enable_again, refusal
+from chaos.staging.link import demand_enabled, demand_in_time, embedded, enable_again, refusal, withdraw
 from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError
 from chaos.toxiproxy.launcher import cache_directory
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
@@ -123,7 +124,8 @@ class _Links:
             if not wanted:
                 entry = DisabledEntry(api_url=api.url, proxy=proxy, borrowed=True, expires_unix_s=expires_s)
                 self._open.append(_Change(self._log.add(entry), api, proxy, ""))
-                api.set_enabled(proxy, False)
+                with settling(self._log, self._open[-1].id):
+                    api.set_enabled(proxy, False)
                 demand_in_time(api, proxy, expires_s)
                 return [f"{proxy}: switched off"]
             ttl_ms = max(1, round(ttl_s * 1_000)) if embedded(api.version()) else 0
@@ -133,7 +135,8 @@ class _Links:
                     api_url=api.url, proxy=proxy, toxic=named.name, borrowed=True, expires_unix_s=expires_s
                 )
                 self._open.append(_Change(self._log.add(undo), api, proxy, named.name))
-                api.add_toxic(proxy, named, ttl_ms)
+                with settling(self._log, self._open[-1].id):
+                    api.add_toxic(proxy, named, ttl_ms)
             return [f"{proxy}: {toxic.type} {toxic.stream} {dict(toxic.attributes)}" for toxic in wanted]
 
     def heal(self) -> list[str]:
@@ -155,7 +158,7 @@ class _Links:
 
     def _undo(self, change: _Change) -> None:
         if change.toxic:
-            change.api.withdraw_toxic(change.proxy, change.toxic)
+            withdraw(change.api, change.proxy, change.toxic, self._log, change.id)
         else:
             enable_again(change.api, change.proxy, self._log, change.id)
         self._log.done(change.id)

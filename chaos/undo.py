@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from chaos.toxiproxy.launcher import cache_directory
 
 RUN_MARK = "MLX_CHAOS_RUN"
 """Environment variable that every process below a run inherits: the run's id."""
+LATE_S = 60.0
+"""For so long at least a request that nobody has answered may still be delivered, by a tunnel or the system."""
 _LOG_BYTES_MAX = 16 * 2**20
 _CLOCK_SLACK_S = 1.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -31,6 +34,10 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="undo", kw_only=True):
     """Given by the log."""
     expires_unix_s: float | None = None
     """When the keeper undoes it although the run goes on; None: with the run."""
+    made_unix_s: float = 0.0
+    """When it was written, given by the log."""
+    settled: bool = False
+    """Whether somebody has said for certain what became of the request that it announces: none is under way."""
 
 
 class ToxicEntry(_Entry, frozen=True, tag="toxic", kw_only=True):
@@ -93,7 +100,11 @@ class _Done(msgspec.Struct, frozen=True, tag_field="undo", tag="done"):
     id: str
 
 
-_line_decoder = msgspec.json.Decoder(Runner | _Done | Entry)
+class _Settled(msgspec.Struct, frozen=True, tag_field="undo", tag="settled"):
+    id: str
+
+
+_line_decoder = msgspec.json.Decoder(Runner | _Done | _Settled | Entry)
 
 
 def undo_directory() -> Path:
@@ -143,8 +154,12 @@ class UndoLog:
         with self._lock:
             self._count += 1
             identifier = f"{self._writer}{self._count}"
-        self._append(msgspec.structs.replace(entry, id=identifier))
+        self._append(msgspec.structs.replace(entry, id=identifier, made_unix_s=time.time()))
         return identifier
+
+    def settle(self, identifier: str) -> None:
+        """Note that the request has been answered: what is not there now does not come any more."""
+        self._append(_Settled(identifier))
 
     def done(self, identifier: str) -> None:
         """Note that the entry has been undone, and verified so."""
@@ -213,6 +228,9 @@ def read_log(path: Path) -> LogContent:
                 runner = record
             case _Done():
                 entries.pop(record.id, None)
+            case _Settled():
+                if record.id in entries:
+                    entries[record.id] = msgspec.structs.replace(entries[record.id], settled=True)
             case _:
                 entries[record.id] = record
     return LogContent(runner, list(entries.values()), torn)
@@ -224,6 +242,16 @@ def is_borrowed(entry: Entry) -> bool:
     Such a proxy is never replaced, and the fault in it does not end because its server cannot be reached.
     """
     return isinstance(entry, ToxicEntry | DisabledEntry) and entry.borrowed
+
+
+def comes_late_until(entry: Entry) -> float | None:
+    """Until when (Unix time) a change of somebody else's proxy may still be made by a request that nobody has answered.
+
+    A call is given up after seconds, and what carries it may deliver it after that; None where it was answered.
+    """
+    if not is_borrowed(entry) or entry.settled:
+        return None
+    return max(entry.made_unix_s + LATE_S, entry.expires_unix_s or 0.0)
 
 
 def is_alive(pid: int, created_s: float) -> bool:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from chaos.healing import demand_no_latecomer, settling
 from chaos.staging.addresses import demand_private_host
 from chaos.staging.ask import ASK_S, AskError
 from chaos.staging.budget import BudgetSpent, DayBudget
@@ -16,7 +17,14 @@ from chaos.staging.identity import Brokers
 from chaos.staging.nats import NatsMonitor
 from chaos.staging.witness import Held, Reading, greeted_by, look
 from chaos.target import LinkSpec, TargetError
-from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError, ToxiproxyUnsafe, check_toxic
+from chaos.toxiproxy.adapter import (
+    Toxic,
+    Toxiproxy,
+    ToxiproxyError,
+    ToxiproxyUnsafe,
+    ToxiproxyUnverified,
+    check_toxic,
+)
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
 from chaos.worlds.proxied import shape_toxics, toxics
 from chaos.worlds.world import Cut, HandleError, LinkState, Shape
@@ -239,7 +247,8 @@ class StagingLink:
         demand_enabled(self._api, self.spec.proxy)
         entry = DisabledEntry(api_url=self._api.url, proxy=self.spec.proxy, borrowed=True, expires_unix_s=expires_s)
         self._open.append((undo.add(entry), None))
-        self._api.set_enabled(self.spec.proxy, False)
+        with settling(undo, self._open[-1][0]):
+            self._api.set_enabled(self.spec.proxy, False)
         demand_in_time(self._api, self.spec.proxy, expires_s)
         return self._restore() if cut is Cut.RESET else None
 
@@ -256,18 +265,25 @@ class StagingLink:
                 expires_unix_s=expires_s,
             )
             self._open.append((undo.add(entry), toxic))
-            self._api.add_toxic(self.spec.proxy, toxic, ttl_ms)
+            with settling(undo, self._open[-1][0]):
+                self._api.add_toxic(self.spec.proxy, toxic, ttl_ms)
 
     def _restore(self) -> None:
-        while self._open:
-            entry_id, toxic = self._open[0]
+        late: list[str] = []
+        for entry_id, toxic in list(self._open):
             assert self._undo is not None
-            if toxic is None:
-                enable_again(self._api, self.spec.proxy, self._undo, entry_id)
-            else:
-                self._api.withdraw_toxic(self.spec.proxy, toxic.name)
+            try:
+                if toxic is None:
+                    enable_again(self._api, self.spec.proxy, self._undo, entry_id)
+                else:
+                    withdraw(self._api, self.spec.proxy, toxic.name, self._undo, entry_id)
+            except ToxiproxyUnverified as error:
+                late.append(str(error))
+                continue
             self._undo.done(entry_id)
-            self._open.pop(0)
+            self._open.remove((entry_id, toxic))
+        if late:
+            raise ToxiproxyUnverified(f"proxy {self.spec.proxy} at {self._api.url}: {late[0]}")
         if self._began_s is not None and self._budget is not None:
             self._budget.end(f"{self._mark}-{self.node}", time.monotonic() - self._began_s)
             self._began_s = None
@@ -292,9 +308,24 @@ def demand_in_time(api: Toxiproxy, proxy: str, expires_unix_s: float) -> None:
 
 
 def enable_again(api: Toxiproxy, proxy: str, undo: UndoLog, entry_id: str) -> None:
-    """Unless the keeper has done so at the time limit: how it is since then is its owner's business."""
-    if any(entry.id == entry_id for entry in undo.open_entries()):
-        api.set_enabled(proxy, True)
+    """Unless the keeper has done so at the time limit: how it is since then is its owner's business.
+
+    Raises ToxiproxyUnverified while it may still become disabled.
+    """
+    for entry in undo.open_entries():
+        if entry.id == entry_id:
+            state = api.proxy(proxy)
+            if state is not None and state.enabled:
+                demand_no_latecomer(entry)
+            api.set_enabled(proxy, True)
+
+
+def withdraw(api: Toxiproxy, proxy: str, toxic: str, undo: UndoLog, entry_id: str) -> None:
+    """Take a toxic of ours away. Raises ToxiproxyUnverified where there is none and one may still come."""
+    if api.withdraw_toxic(proxy, toxic) == "missing":
+        for entry in undo.open_entries():
+            if entry.id == entry_id:
+                demand_no_latecomer(entry)
 
 
 def differences(proxy: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:

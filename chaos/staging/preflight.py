@@ -230,7 +230,7 @@ def _links(experiment: Experiment, target: Target) -> tuple[dict[str, StagingLin
     try:
         demand_private(target)
         brokers = demand_fingerprint(target)
-        if target.stop.file is not None and os.path.exists(target.stop.file):
+        if target.stop.file is not None and os.path.lexists(target.stop.file):
             raise TargetError(f"stop.file: {target.stop.file} exists, so nothing may begin")
         if target.stop.url is not None and (said := may_go_on(target.stop.url)):
             raise TargetError(f"stop.url: {said}")

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -154,7 +154,7 @@ class Warden:
 
     def _look(self) -> None:
         target = self._target
-        if target.stop.file is not None and Path(target.stop.file).exists():
+        if target.stop.file is not None and os.path.lexists(target.stop.file):
             return self.trip(STOP, f"{target.stop.file} exists")
         if target.stop.url is not None:
             self._look_at_url(target.stop.url)

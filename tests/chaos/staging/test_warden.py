@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,11 @@ def test_everything_is_looked_at_each_second() -> None:
     assert warden_module.LOOK_S + warden_module.URL_EVERY_S < 1.0
 
 
-def test_the_stop_file_ends_it(cluster: FakeCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dangling", [False, True])
+def test_the_stop_file_ends_it_also_a_link_to_nothing(cluster: FakeCluster, tmp_path: Path, dangling: bool) -> None:
     path = tmp_path / "stop"
-    stopped = scene(cluster, stop={"file": str(path)}).run(lambda _: path.touch())
+    make = partial(path.symlink_to, tmp_path / "nothing") if dangling else path.touch
+    stopped = scene(cluster, stop={"file": str(path)}).run(lambda _: make())
     assert stopped is not None
     assert (stopped.by, stopped.reason) == (STOP, f"{path} exists")
 
