@@ -34,6 +34,7 @@ class Bandwidth(ShapedLine):
 
     KIND: ClassVar[str] = "bandwidth"
     COLOUR: ClassVar[str] = "#56b4e9"
+    DEAFENS: ClassVar[bool] = True
     TERMS: ClassVar[Terms[BandwidthOptions]] = Terms(
         roles=LINKED, duration_s_min=DURATION_S_MIN, options=BandwidthOptions
     )

@@ -34,7 +34,6 @@ class Latency(ShapedLine):
     KIND: ClassVar[str] = "latency"
     COLOUR: ClassVar[str] = "#0072b2"
     TERMS: ClassVar[Terms[LatencyOptions]] = Terms(roles=LINKED, duration_s_min=DURATION_S_MIN, options=LatencyOptions)
-    DEAFENS: ClassVar[bool] = False
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         options = self.TERMS.read(spec)

@@ -21,8 +21,8 @@ class HurtLines:
     """Hurts the line of every target, and restores it at the heal."""
 
     TERMS: ClassVar[Terms[Options]]
-    DEAFENS: ClassVar[bool] = True
-    """Whether a controller with such a line may hear of no worker for so long that it takes all of them for gone."""
+    DEAFENS: ClassVar[bool] = False
+    """Whether a controller with such a line may still answer, and hear of its workers too late to believe in them."""
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:
         self._targets = spec.targets

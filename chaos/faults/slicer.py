@@ -37,6 +37,7 @@ class Slicer(ShapedLine):
 
     KIND: ClassVar[str] = "slicer"
     COLOUR: ClassVar[str] = "#ee99aa"
+    DEAFENS: ClassVar[bool] = True
     TERMS: ClassVar[Terms[SlicerOptions]] = Terms(roles=LINKED, duration_s_min=DURATION_S_MIN, options=SlicerOptions)
 
     def __init__(self, spec: FaultSpec, nodes: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ class SlowConsumer(HurtLines):
 
     KIND: ClassVar[str] = "slow_consumer"
     COLOUR: ClassVar[str] = "#994455"
+    DEAFENS: ClassVar[bool] = True
 
     TERMS: ClassVar[Terms[Options]] = Terms(roles=LINKED, duration_s_min=_DURATION_S_MIN, options=Options)
 
