@@ -104,7 +104,7 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_results_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
-    assert str(out) in _fails(out, EXIT_INFRASTRUCTURE, [str(EXPERIMENT), "--world", "simulated"])
+    assert str(out) in _fails(out, EXIT_USAGE, [str(EXPERIMENT), "--world", "simulated"])
 
 
 @pytest.fixture
