@@ -20,12 +20,6 @@ def controllers(events: pd.DataFrame) -> set[str]:
     return set(events.loc[events["kind"].isin(MEMBERSHIP_STATES), "node"])
 
 
-def controller_lives(events: pd.DataFrame) -> int:
-    """How many processes have been a controller, each with a state of its own; at least one."""
-    told = events.loc[events["node"].isin(controllers(events)), ["node", "incarnation"]]
-    return max(1, len(told.drop_duplicates()))
-
-
 def membership(events: pd.DataFrame) -> pd.DataFrame:
     """Changes by time: time_s, worker, state (joined, ready, suspected, dead; unknown to a controller just started)."""
     return _changes(events, MEMBERSHIP_STATES, at_start="unknown")

@@ -15,7 +15,6 @@ from analysis.facts import (
     segments,
 )
 from analysis.history import History
-from analysis.timeline import controller_lives
 from analysis.verdict import InvariantResult, Violation
 
 NUMBER = 5
@@ -29,8 +28,7 @@ def check(history: History) -> InvariantResult:
     """Segments never go back to an earlier attempt, nor come once the controller had begun a later one;
     workers start each attempt once and before its deadline.
 
-    Retries are at most `budget_burst` for each life of a controller, for each has a token bucket of its own, and
-    `budget_share` for each time that one of them took in a request: the most that the buckets can ever pay for.
+    Retries are at most `budget_burst + budget_share * offered`, the most that the token bucket can ever pay for.
     """
     found = violations(
         repeated_starts(history),
@@ -95,12 +93,9 @@ def _overtaken(history: History, parts: pd.DataFrame) -> "pd.Series[int]":
 
 
 def _overspent(history: History) -> list[Violation]:
-    events = history.events[history.events["time_s"] >= 0]
-    retries = int((events["kind"] == "retry").sum())
+    retries = int(((history.events["kind"] == "retry") & (history.events["time_s"] >= 0)).sum())
     count = len(offered(history))
-    taken_in = max(count, int((events["kind"] == "request_accepted").sum()))
-    burst, share = policy(history, "retry", "budget_burst"), policy(history, "retry", "budget_share")
-    allowed = burst * controller_lives(history.events) + share * taken_in
+    allowed = policy(history, "retry", "budget_burst") + policy(history, "retry", "budget_share") * count
     if retries <= allowed:
         return []
     text = f"{retries} retries for {count} requests are more than the budget of {allowed:.0f}"

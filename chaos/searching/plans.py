@@ -31,12 +31,11 @@ _DURATION_MAX_S = 28
 """Longer than a client that counts its attempts to reconnect may last."""
 _WITHIN_S = 4.0
 _BASELINE_S = 6.0
-_LOAD_SHARE_MAX = 0.3
+_LOAD_SHARE_MAX = 0.4
 """Of what the workers can do: more would be refused without any fault."""
 _LONG_PROMPT = 512
 _STEP_S = (0.01, 0.02)
 """Of engines as slow as real ones: faster ones only offer more of the same in each second of a run."""
-_STEPS_BESIDE = 3
 _TTL_S = 120.0
 
 Options = dict[str, float | int | str | bool]
@@ -116,7 +115,7 @@ def _workloads(cluster: ClusterSpec, batch_max: int) -> st.SearchStrategy[Worklo
         output: int,
         spike: tuple[int, int, int] | None,
     ) -> WorkloadSpec:
-        per_s = max(1.0, min(rate, _LOAD_SHARE_MAX * _capacity_per_s(cluster, batch_max, turns, prompt, output)))
+        per_s = max(1.0, min(rate, _LOAD_SHARE_MAX * _capacity_per_s(cluster, batch_max, output)))
         begins_s, lasts_s, factor = spike or (0, 0, 1)
         at_s = _BASELINE_S + begins_s
         return WorkloadSpec(
@@ -141,13 +140,11 @@ def _workloads(cluster: ClusterSpec, batch_max: int) -> st.SearchStrategy[Worklo
     )
 
 
-def _capacity_per_s(cluster: ClusterSpec, batch_max: int, turns: int, prompt: int, output: int) -> float:
-    """Requests per second with full batches, when no cache is ever hit."""
+def _capacity_per_s(cluster: ClusterSpec, batch_max: int, output: int) -> float:
+    """Requests per second with full batches, prompts left out."""
     costs = cluster.costs
     step_s = costs.step_s + batch_max * costs.decode_each_s
-    # Half of all turns come before one, and a request waits a step or two to join a batch and to have left it.
-    prefill_s = costs.prefill_each_s * (4 + prompt) / 2 * (1 + turns) / 2
-    return cluster.workers / (step_s * ((4 + output) / 2 + _STEPS_BESIDE) / batch_max + prefill_s)
+    return cluster.workers * batch_max / (step_s * (4 + output) / 2)
 
 
 @st.composite

@@ -14,7 +14,6 @@ from typing import Any
 from analysis.checkers.finding import records
 from analysis.facts import FaultWindow, fault_windows, finished, offered, recovery_limit_s, run_end_s, segments
 from analysis.history import History
-from analysis.timeline import controller_lives, controllers
 from chaos.searching.breach import Breach
 
 SILENCE_S = 5.0
@@ -30,8 +29,7 @@ _BUSY_S = 1.0
 _SLOW_S = 3.0
 RETRIES_FREE, RETRIES_SHARE = 100, 0.2
 """What may be tried again: so many, and this share of all requests."""
-TIMES_MAX = 2
-"""Once, and once more where the news of that was lost."""
+TIMES_MIN = 3
 LOCKSTEP_MIN = 8
 _LOCKSTEP_S = 0.001
 _SILENT_CUTS = ("black_hole", "stall", "upstream", "downstream")
@@ -52,10 +50,6 @@ class Run:
         self.last_token_s: dict[tuple[str, int, int], float] = {}
         for part in records(segments(finished(history))):
             self.last_token_s[_attempt(part)] = part["received_s"]
-        self._models: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        told = history.events[history.events["kind"] == "model_state"].sort_values("time_s", kind="stable")
-        for worker, time_s, detail in zip(told["subject"], told["time_s"], told["detail"], strict=True):
-            self._models[worker].append((time_s, detail))
         self.outcomes: dict[str, str] = dict(
             zip(history.requests["request_id"], history.requests["outcome"], strict=True)
         )
@@ -65,11 +59,6 @@ class Run:
         return _kinds(
             window for window in self.windows if node in window.targets and _on(window, start_s, end_s, linger_s)
         )
-
-    def is_loading(self, worker: str, time_s: float) -> bool:
-        """Whether the last that the worker had said of a model by then is that it loads it."""
-        said = [detail for at_s, detail in self._models[worker] if at_s <= time_s]
-        return bool(said) and said[-1].endswith(" loading")
 
     def is_clouded(self, start_s: float, end_s: float) -> bool:
         """Whether somebody else than workers is at fault then, or was within the recovery limit."""
@@ -130,8 +119,7 @@ def _mode(parameters: str) -> str:
 def _hung(run: Run) -> Iterator[Breach]:
     """No attempt goes on without news for SILENCE_S from a worker that makes no token for anybody.
 
-    `fed` where meanwhile PILE_MIN more were sent there, `hung` where there were fewer. A worker that loads a model says
-    so before, and may take its time.
+    `fed` where meanwhile PILE_MIN more were sent there, `hung` where there were fewer.
     """
     told: dict[str, list[float]] = defaultdict(list)
     for row in run.sent:
@@ -146,8 +134,6 @@ def _hung(run: Run) -> Iterator[Breach]:
         if row["ended_s"] - since_s <= SILENCE_S or not kinds or run.is_clouded(since_s, row["ended_s"]):
             continue
         if any(since_s < time_s < row["ended_s"] for time_s in told[row["worker"]]):
-            continue
-        if run.is_loading(row["worker"], since_s + SILENCE_S):
             continue
         more = sum(
             other["worker"] == row["worker"] and since_s + SILENCE_S < other["begun_s"] < row["ended_s"]
@@ -185,22 +171,16 @@ def _by_request(sent: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[d
 
 
 def _executed_again(run: Run) -> Iterator[Breach]:
-    """No worker does the same submission of a request to its end more than twice.
+    """No worker does the same request to its end three times.
 
-    A caller asks again, with another submission, for what it has lost, and is right to. So is a controller each time
-    that its link breaks and news of what it had given out is lost.
+    A caller whose own link is at fault asks again for what it has lost, and is right to.
     """
     worked = run.history.attempts[run.history.attempts["side"] == "worker"]
     done = worked[worked["outcome"] == "completed"]
-    counted = done.groupby(["node", "request_id", "submission"], as_index=False).agg(
+    counted = done.groupby(["node", "request_id"], as_index=False).agg(
         times=("ended_s", "size"), start_s=("begun_s", "min"), end_s=("ended_s", "max")
     )
-    breaks = run.history.events[run.history.events["kind"] == "link_down"]
-    breaks = breaks[breaks["node"].isin(controllers(run.history.events))]
-    for row in records(counted[counted["times"] > TIMES_MAX]):
-        broken = int(breaks["time_s"].between(row["start_s"], row["end_s"]).sum())
-        if row["times"] <= TIMES_MAX + max(0, broken - 1):
-            continue
+    for row in records(counted[counted["times"] >= TIMES_MIN]):
         met = [window for window in run.windows if _on(window, row["start_s"], row["end_s"], run.limit_s)]
         if not any(target == "broker" or target.startswith("client-") for each in met for target in each.targets):
             text = f"{row['node']} did request {row['request_id']} {row['times']} times"
@@ -208,12 +188,10 @@ def _executed_again(run: Run) -> Iterator[Breach]:
 
 
 def _storm(run: Run) -> Iterator[Breach]:
-    """Retries stay a small part of the load, however much fails. What is free is so for each life of a controller."""
-    events = run.history.events[run.history.events["time_s"] >= 0]
-    retries = int((events["kind"] == "retry").sum())
+    """Retries stay a small part of the load, however much fails."""
+    retries = int(((run.history.events["kind"] == "retry") & (run.history.events["time_s"] >= 0)).sum())
     count = len(offered(run.history))
-    taken_in = max(count, int((events["kind"] == "request_accepted").sum()))
-    if retries > RETRIES_FREE * controller_lives(run.history.events) + RETRIES_SHARE * taken_in:
+    if retries > RETRIES_FREE + RETRIES_SHARE * count:
         yield Breach("storm", f"{count} requests were tried again {retries} times", _kinds(run.windows))
 
 

@@ -31,11 +31,9 @@ class SimulatedEngine:
     async def restore(self) -> None:
         """See Engine."""
         await self._cluster.kernel.sleep(_TRAVEL_S)
-        engine = self._cluster.nodes[self._node].engine
+        engine = self._running().engine
         assert engine is not None
-        # First of all: a process that is gone must not hand it on to its next incarnation.
         engine.restore()
-        self._running()
 
     async def limit_memory(self, bytes_max: int | None, ttl_s: float) -> None:
         """See Engine."""

@@ -347,15 +347,6 @@ def test_a_broken_history_is_rejected(breaks: Callable[[Run], None], numbers: se
         assert part in explained
 
 
-def test_each_controller_and_each_life_of_one_has_a_retry_budget_of_its_own() -> None:
-    run = fresh()
-    for number in range(200):
-        run.event("controller", 20.0, "retry", request_id=f"r{number}", submission=1, attempt=2)
-    assert rejected(run)[5].explanation.endswith("more than the budget of 169")
-    run.event("controller-1", -1.0, "worker_ready", "worker-0")
-    assert 5 not in rejected(run)
-
-
 GAUGES = ["queue", "active", "open_requests", "kv_bytes", "cache_bytes", "memory_bytes", "sessions"]
 
 
