@@ -171,7 +171,7 @@ def _heal_proxy(entries: list[OnProxy]) -> list[HealResult]:
 
 def _heal_on_proxy(entry: OnProxy, toxics: Sequence[str]) -> HealResult:
     """toxics: all on this proxy that are being healed. If it has to be replaced, the link is dropped once for all."""
-    where = f"proxy {entry.proxy} at {entry.api_url}"
+    where = _where(entry)
     try:
         api = Toxiproxy(entry.api_url)
         if is_borrowed(entry):
@@ -199,6 +199,21 @@ def _heal_on_proxy(entry: OnProxy, toxics: Sequence[str]) -> HealResult:
     return HealResult(entry, True, text)
 
 
+def _where(entry: OnProxy) -> str:
+    return f"proxy {entry.proxy} at {entry.api_url}"
+
+
+def give_back(api: Toxiproxy, log: UndoLog, identifier: str) -> None:
+    """Undo what was done to a proxy of somebody else's, and mark it so. Raises ToxiproxyError, UndoError.
+
+    Nothing where the keeper has done so at the time limit: how the proxy is since then is its owner's business.
+    """
+    for entry in log.open_entries():
+        if entry.id == identifier and not isinstance(entry, ProcessEntry | FrozenEntry):
+            _give_back(api, entry, _where(entry))
+            log.done(identifier)
+
+
 def _give_back(api: Toxiproxy, entry: OnProxy, where: str) -> str:
     """Take what is ours from a proxy of somebody else's; how that went. Raises ToxiproxyError."""
     # Asked first, for that is over in seconds where nobody answers; a removal may take half a minute.
@@ -211,10 +226,10 @@ def _give_back(api: Toxiproxy, entry: OnProxy, where: str) -> str:
     if isinstance(entry, ToxicEntry):
         removal = api.withdraw_toxic(entry.proxy, entry.toxic)
         if removal == "missing":
-            demand_no_latecomer(entry)
+            _demand_no_latecomer(entry)
         return f"toxic {entry.toxic} on {where}: {removal}"
     if state.enabled:
-        demand_no_latecomer(entry)
+        _demand_no_latecomer(entry)
         return f"{where}: enabled already"
     api.set_enabled(entry.proxy, True)
     return f"{where}: enabled"
@@ -237,7 +252,7 @@ def settling(log: UndoLog, identifier: str) -> Iterator[None]:
     log.settle(identifier)
 
 
-def demand_no_latecomer(entry: Entry) -> None:
+def _demand_no_latecomer(entry: Entry) -> None:
     """Of a change that is not there: that it does not come any more. Raises ToxiproxyUnverified while it may."""
     until_s = comes_late_until(entry)
     if until_s is not None and (left_s := until_s - time.time()) > 0:

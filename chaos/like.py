@@ -14,7 +14,7 @@ from analysis.history import UnreadableError, read_info
 from analysis.reader import load_history
 from chaos.director import Director
 from chaos.experiment import Experiment, ExperimentError
-from chaos.progress import Snapshot
+from chaos.progress import Silent
 from chaos.resolve import load
 from chaos.worlds.simulated import SimulatedWorld
 from chaos.worlds.world import InfrastructureError
@@ -137,24 +137,11 @@ def _probed(like: Like) -> Capacity:
         found: list[Capacity] = []
 
         async def probe() -> None:
-            found.append(await Director(world, like.experiment, like.seed, _Silent()).probe())
+            found.append(await Director(world, like.experiment, like.seed, Silent()).probe())
             await world.stop()
 
         world.run(probe())
     return found[0]
-
-
-class _Silent:
-    """See chaos.director.Watcher."""
-
-    def phase(self, name: str, duration_s: float | None = None) -> None:
-        """Nobody is told."""
-
-    def update(self, snapshot: Snapshot) -> None:
-        """Nobody is told."""
-
-    def note(self, text: str) -> None:
-        """Nobody is told."""
 
 
 def _capacity(directory: Path) -> Capacity:

@@ -64,6 +64,19 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str] = []
 
 
+class Silent:
+    """Shows nothing, of a run that nobody watches. See chaos.director.Watcher."""
+
+    def phase(self, name: str, duration_s: float | None = None) -> None:
+        """See Watcher."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """See Watcher."""
+
+    def note(self, text: str) -> None:
+        """See Watcher."""
+
+
 def phase_line(name: str, duration_s: float | None) -> str:
     """The line that announces a phase."""
     return f"phase {name}" if duration_s is None else f"phase {name} ({duration_s:.0f} s)"

@@ -6,7 +6,6 @@ the time that `cluster.costs` say.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.arguments import NotWritable, check_writable, path, positive_int, real_number, seed, whole_number
 from analysis.whole_file import write_whole
 from chaos.experiment import Experiment, ExperimentError, find
 from chaos.grid import resolved
@@ -40,14 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rate, options.down, options.success, options.ttft_p95, options.latency_p95, options.requests
     )
     try:
+        check_writable(options.out)
         base = load(find(options.experiment), options.set, options.policy, options.profile)
         experiment_for(base, demand, options.workers_max)
         return _size(base, demand, options)
     except ExperimentError as error:
         print(f"chaos.size: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except OSError as error:
-        print(f"chaos.size: --out {options.out}: {error.strerror}", file=sys.stderr)
+    except NotWritable as error:
+        print(f"chaos.size: --out {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("chaos.size: interrupted, there is no answer", file=sys.stderr)
@@ -121,31 +122,31 @@ def _figures(trials: Sequence[Trial]) -> str:
     return ", ".join(parts)
 
 
+_above_0 = real_number(0, 1_000_000, above=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m chaos.size", description=__doc__)
     parser.add_argument("experiment", help="a name of the catalogue, or a .yaml file: its cluster, policy and load")
-    parser.add_argument("--rate", type=_number, required=True, help="requests per second")
-    parser.add_argument("--ttft-p95", type=_number, metavar="SECONDS", help="at most, from the intended time")
-    parser.add_argument("--latency-p95", type=_number, metavar="SECONDS", help="at most, from the intended time")
-    parser.add_argument("--success", type=_number, default=0.99, help="share that completes (default 0.99)")
-    parser.add_argument("--down", type=int, default=1, help="workers that are gone meanwhile (default 1)")
-    parser.add_argument("--requests", type=int, default=2_000, help="over how many it is measured (default 2000)")
-    parser.add_argument("--seeds", type=int, default=10, help="how many (default 10)")
-    parser.add_argument("--seed", type=int, default=1, help="the first of them (default 1)")
-    parser.add_argument("--workers-max", type=int, default=64, help="no more are tried (default 64)")
+    parser.add_argument("--rate", type=_above_0, required=True, help="requests per second")
+    parser.add_argument("--ttft-p95", type=_above_0, metavar="SECONDS", help="at most, from the intended time")
+    parser.add_argument("--latency-p95", type=_above_0, metavar="SECONDS", help="at most, from the intended time")
+    parser.add_argument(
+        "--success", type=real_number(0, 1, above=True), default=0.99, help="share that completes (default 0.99)"
+    )
+    parser.add_argument("--down", type=whole_number(0), default=1, help="workers that are gone meanwhile (default 1)")
+    parser.add_argument(
+        "--requests", type=positive_int, default=2_000, help="over how many it is measured (default 2000)"
+    )
+    parser.add_argument("--seeds", type=positive_int, default=10, help="how many (default 10)")
+    parser.add_argument("--seed", type=seed, default=1, help="the first of them (default 1)")
+    parser.add_argument("--workers-max", type=positive_int, default=64, help="no more are tried (default 64)")
     parser.add_argument("--policy", help="a policy profile of the cluster, or a .yaml file")
     parser.add_argument("--profile", help="one of the experiment's own profiles")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--out", type=Path, default=Path("results/size"), help="where the answer is kept")
+    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--out", type=path, default=Path("results/size"), help="where the answer is kept")
     return parser
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
 
 
 if __name__ == "__main__":

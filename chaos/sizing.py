@@ -17,7 +17,7 @@ from analysis.facts import CannotJudge
 from analysis.point import Figures, measure_point
 from analysis.reader import load_history
 from chaos.experiment import Experiment, ExperimentError, FaultSpec, PhaseSpec
-from chaos.progress import Snapshot
+from chaos.progress import Silent
 from chaos.resolve import refusal
 from chaos.results import ResultsDirectory
 from chaos.session import play_simulated
@@ -211,24 +211,13 @@ def experiment_for(base: Experiment, demand: Demand, workers: int) -> Experiment
     return experiment
 
 
-class _Silent:
-    def phase(self, name: str, duration_s: float | None = None) -> None:
-        """See chaos.director.Watcher."""
-
-    def update(self, snapshot: Snapshot) -> None:
-        """See chaos.director.Watcher."""
-
-    def note(self, text: str) -> None:
-        """See chaos.director.Watcher."""
-
-
 def play_one(base: Experiment, demand: Demand, workers: int, seed: int) -> Trial:
     """Play a trial in the simulated world; its rows are measured and thrown away."""
     experiment = experiment_for(base, demand, workers)
     with tempfile.TemporaryDirectory(prefix="sizing-") as folder:
         results = ResultsDirectory(Path(folder), experiment, "simulated", seed)
         try:
-            play_simulated(experiment, seed, results, _Silent())
+            play_simulated(experiment, seed, results, Silent())
         except (InfeasibleRate, CapacityUnknown) as error:
             return Trial(workers, seed, str(error))
         try:

@@ -29,11 +29,11 @@ from analysis.metrics import METRICS, UnknownMetricError, measure
 from analysis.reader import load_history
 from analysis.verdict import EXIT_CODES
 from chaos.experiment import ExperimentError, find
-from chaos.healing import settling
+from chaos.healing import give_back, settling
 from chaos.keeper import Keeper, KeeperError
 from chaos.resolve import load
 from chaos.staging.addresses import public_address
-from chaos.staging.link import demand_enabled, demand_in_time, embedded, enable_again, refusal, withdraw
+from chaos.staging.link import demand_enabled, demand_in_time, embedded, refusal
 from chaos.toxiproxy.adapter import Toxic, Toxiproxy, ToxiproxyError
 from chaos.toxiproxy.launcher import cache_directory
 from chaos.undo import DisabledEntry, ToxicEntry, UndoError, UndoLog
@@ -145,7 +145,7 @@ class _Links:
         with self._lock:
             for change in self._open:
                 try:
-                    self._undo(change)
+                    give_back(change.api, self._log, change.id)
                 except ToxiproxyError as error:
                     wrong.append(str(error))
                     still_open.append(change)
@@ -155,13 +155,6 @@ class _Links:
         if wrong:
             raise ToolkitError(f"{len(wrong)} of {len(wrong) + len(done)} NOT healed, tried again later: {wrong[0]}")
         return done
-
-    def _undo(self, change: _Change) -> None:
-        if change.toxic:
-            withdraw(change.api, change.proxy, change.toxic, self._log, change.id)
-        else:
-            enable_again(change.api, change.proxy, self._log, change.id)
-        self._log.done(change.id)
 
     def close(self) -> None:
         """Let the keeper heal what is left, and end; say what it could not."""

@@ -342,7 +342,18 @@ def _interrupted(out: Path, moment: str) -> Outcome:
         ended_s = time.monotonic() - sent_s
         alive, gone_s = run.left()
     problems += [f"left running: {line}" for line in alive]
-    if code != 130:
+    verdict = _cut_short(run, code, 130, problems, may_be_complete=moment in MAY_BE_COMPLETE)
+    if verdict is not None and any(fault.healed_s is None for fault in verdict.faults):
+        problems.append("a fault is not healed")
+    figures = f"ended {ended_s:.1f} s after the signal, last process gone {gone_s:.1f} s later"
+    return _outcome(code, run, verdict, problems, figures)
+
+
+def _cut_short(
+    run: Run, code: int | None, expected: int, problems: list[str], *, may_be_complete: bool
+) -> Verdict | None:
+    """What a run that was ended before its time leaves: its exit code, nothing to undo, and results that say so."""
+    if code != expected:
         problems.append(f"exit code {code}")
     if any("Traceback" in line for line in run.errors):
         problems.append("a traceback on standard error")
@@ -350,12 +361,9 @@ def _interrupted(out: Path, moment: str) -> Outcome:
     verdict = _verdict(run, problems)
     if run.results is not None:
         problems += [f"no {name}" for name in contract.missing(run.results)]
-    if verdict is None or (verdict.complete and moment not in MAY_BE_COMPLETE):
+    if verdict is None or (verdict.complete and not may_be_complete):
         problems.append("the results are not marked incomplete")
-    if verdict is not None and any(fault.healed_s is None for fault in verdict.faults):
-        problems.append("a fault is not healed")
-    figures = f"ended {ended_s:.1f} s after the signal, last process gone {gone_s:.1f} s later"
-    return _outcome(code, run, verdict, problems, figures)
+    return verdict
 
 
 def _stopped(out: Path, moment: str) -> Outcome:
@@ -375,16 +383,7 @@ def _stopped(out: Path, moment: str) -> Outcome:
     problems += [f"left running: {line}" for line in alive]
     if heeded_s > STOP_S_MAX:
         problems.append(f"heeded only after {heeded_s:.2f} s")
-    if code != 3:
-        problems.append(f"exit code {code}")
-    if any("Traceback" in line for line in run.errors):
-        problems.append("a traceback on standard error")
-    problems += _undo_left(run)
-    verdict = _verdict(run, problems)
-    if run.results is not None:
-        problems += [f"no {name}" for name in contract.missing(run.results)]
-    if verdict is None or verdict.complete:
-        problems.append("the results are not marked incomplete")
+    verdict = _cut_short(run, code, 3, problems, may_be_complete=False)
     figures = f"heeded after {heeded_s:.2f} s, ended after {ended_s:.1f} s, last process gone {gone_s:.1f} s later"
     return _outcome(code, run, verdict, problems, figures)
 

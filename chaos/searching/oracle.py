@@ -13,7 +13,7 @@ from analysis.history import History
 from analysis.reader import load_history
 from analysis.verdict import Outcome
 from chaos.digest import rows_digest
-from chaos.progress import Snapshot
+from chaos.progress import Silent
 from chaos.results import ResultsDirectory
 from chaos.searching.breach import Breach
 from chaos.searching.plans import Plan
@@ -32,23 +32,12 @@ class Judged(msgspec.Struct, frozen=True):
     digest: str
 
 
-class _Silent:
-    def phase(self, name: str, duration_s: float | None = None) -> None:
-        """See chaos.director.Watcher."""
-
-    def update(self, snapshot: Snapshot) -> None:
-        """See chaos.director.Watcher."""
-
-    def note(self, text: str) -> None:
-        """See chaos.director.Watcher."""
-
-
 def consult(plan: Plan) -> Judged:
     """Play it. What our own code raises is not caught: a plan that makes it raise is a finding as well."""
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
         results = ResultsDirectory(Path(folder), plan.experiment, "simulated", plan.seed)
         try:
-            ended_by = play_simulated(plan.experiment, plan.seed, results, _Silent())
+            ended_by = play_simulated(plan.experiment, plan.seed, results, Silent())
         except InfeasibleRate:
             # The plan's own estimate of the capacity was too high: nothing was played.
             return Judged((), rows_digest(results.raw))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from chaos.healing import demand_no_latecomer, settling
+from chaos.healing import give_back, settling
 from chaos.staging.addresses import demand_private_host
 from chaos.staging.ask import ASK_S, AskError
 from chaos.staging.budget import BudgetSpent, DayBudget
@@ -84,7 +84,7 @@ class StagingLink:
         self._budget = budget
         self._mark = f"{PREFIX}{mark}"
         self._lock = asyncio.Lock()
-        self._open: list[tuple[str, Toxic | None]] = []
+        self._open: list[str] = []
         self._began_s: float | None = None
         self._before: dict[str, Any] = {}
         self._version = ""
@@ -246,8 +246,8 @@ class StagingLink:
         undo, expires_s = self._begin(ttl_s), time.time() + ttl_s
         demand_enabled(self._api, self.spec.proxy)
         entry = DisabledEntry(api_url=self._api.url, proxy=self.spec.proxy, borrowed=True, expires_unix_s=expires_s)
-        self._open.append((undo.add(entry), None))
-        with settling(undo, self._open[-1][0]):
+        self._open.append(undo.add(entry))
+        with settling(undo, self._open[-1]):
             self._api.set_enabled(self.spec.proxy, False)
         demand_in_time(self._api, self.spec.proxy, expires_s)
         return self._restore() if cut is Cut.RESET else None
@@ -264,24 +264,20 @@ class StagingLink:
                 borrowed=True,
                 expires_unix_s=expires_s,
             )
-            self._open.append((undo.add(entry), toxic))
-            with settling(undo, self._open[-1][0]):
+            self._open.append(undo.add(entry))
+            with settling(undo, self._open[-1]):
                 self._api.add_toxic(self.spec.proxy, toxic, ttl_ms)
 
     def _restore(self) -> None:
         late: list[str] = []
-        for entry_id, toxic in list(self._open):
+        for entry_id in list(self._open):
             assert self._undo is not None
             try:
-                if toxic is None:
-                    enable_again(self._api, self.spec.proxy, self._undo, entry_id)
-                else:
-                    withdraw(self._api, self.spec.proxy, toxic.name, self._undo, entry_id)
+                give_back(self._api, self._undo, entry_id)
             except ToxiproxyUnverified as error:
                 late.append(str(error))
-                continue
-            self._undo.done(entry_id)
-            self._open.remove((entry_id, toxic))
+            else:
+                self._open.remove(entry_id)
         if late:
             raise ToxiproxyUnverified(f"proxy {self.spec.proxy} at {self._api.url}: {late[0]}")
         if self._began_s is not None and self._budget is not None:
@@ -305,27 +301,6 @@ def demand_in_time(api: Toxiproxy, proxy: str, expires_unix_s: float) -> None:
     if time.time() >= expires_unix_s:
         api.set_enabled(proxy, True)
         raise ToxiproxyUnsafe(f"proxy {proxy} at {api.url}: disabled after its time limit, so it was enabled again")
-
-
-def enable_again(api: Toxiproxy, proxy: str, undo: UndoLog, entry_id: str) -> None:
-    """Unless the keeper has done so at the time limit: how it is since then is its owner's business.
-
-    Raises ToxiproxyUnverified while it may still become disabled.
-    """
-    for entry in undo.open_entries():
-        if entry.id == entry_id:
-            state = api.proxy(proxy)
-            if state is not None and state.enabled:
-                demand_no_latecomer(entry)
-            api.set_enabled(proxy, True)
-
-
-def withdraw(api: Toxiproxy, proxy: str, toxic: str, undo: UndoLog, entry_id: str) -> None:
-    """Take a toxic of ours away. Raises ToxiproxyUnverified where there is none and one may still come."""
-    if api.withdraw_toxic(proxy, toxic) == "missing":
-        for entry in undo.open_entries():
-            if entry.id == entry_id:
-                demand_no_latecomer(entry)
 
 
 def differences(proxy: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -16,27 +16,15 @@ from chaos.searching.breach import Breach
 from chaos.searching.campaign import STRETCH, Campaign
 from chaos.searching.crews import Alone, Processes
 from chaos.searching.findings import LIST, Findings
-from chaos.searching.hunt import Prey, Scouted, Sighting, Signature, scout
-from chaos.searching.oracle import Judged
-from chaos.searching.plans import Plan
+from chaos.searching.hunt import Prey, Scouted, Sighting, Signature
 from chaos.searching.tasks import Result, Task
+from tests.chaos.searching.drawn import drawn
 
 BASE = load(find("network_partition"), (), "mlx_serving")
 SHOWN = (Breach("hung", "planted", ("kill",)), Breach("storm", "planted"), Breach("invariant 9", "planted", ("flap",)))
 
 
-def a_plan() -> Plan:
-    plans: list[Plan] = []
-
-    def play(plan: Plan) -> Judged:
-        plans.append(plan)
-        return Judged((), "")
-
-    scout(BASE, 1, 1, play)
-    return plans[0]
-
-
-PLAN = a_plan()
+PLAN = drawn(BASE, 1, 1)[0]
 
 
 def planted(task: Task) -> Result:

@@ -10,9 +10,8 @@ from analysis.history import History
 from analysis.verdict import InvariantResult
 from chaos.experiment import find
 from chaos.resolve import load
-from chaos.searching.hunt import scout
-from chaos.searching.oracle import Judged, consult
-from chaos.searching.plans import Plan
+from chaos.searching.oracle import consult
+from tests.chaos.searching.drawn import drawn
 from tests.mutants.mutant import in_place
 from tests.mutants.plants import MUTANTS
 
@@ -21,18 +20,7 @@ pytestmark = pytest.mark.simulated
 BASE = load(find("network_partition"), (), None)
 
 
-def first_plan() -> Plan:
-    plans: list[Plan] = []
-
-    def play(plan: Plan) -> Judged:
-        plans.append(plan)
-        return Judged((), "")
-
-    scout(BASE, 1, 1, play)
-    return plans[0]
-
-
-PLAN = first_plan()
+PLAN = drawn(BASE, 1, 1)[0]
 
 
 def shown() -> list[str]:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from chaos.searching.findings import Findings, State
 from chaos.searching.hunt import Prey, Sighting, Signature, attempt, chase, scout
 from chaos.searching.oracle import Judged, consult
 from chaos.searching.plans import Plan
+from tests.chaos.searching.drawn import collecting, drawn
 
 BASE = load(find("network_partition"), (), None)
 FREEZE = Signature(22)
@@ -26,14 +26,6 @@ def kinds_of(plan: Plan) -> list[str]:
 def hung_by_a_freeze(plan: Plan) -> Judged:
     hurt = [fault for fault in plan.experiment.faults.values() if fault.kind == "freeze"]
     return Judged((Breach("hung", "planted", ("freeze",)),) if hurt else (), "digest")
-
-
-def collecting(plans: list[Plan]) -> Callable[[Plan], Judged]:
-    def play(plan: Plan) -> Judged:
-        plans.append(plan)
-        return Judged((), "")
-
-    return play
 
 
 def prey_of(plan: Plan, digest: str = "", breach: Breach | None = None) -> Prey:
@@ -112,25 +104,17 @@ def test_what_our_code_raises_is_a_finding() -> None:
 
 
 def test_equal_seeds_draw_equal_plans() -> None:
-    def drawn(seed: int) -> list[Plan]:
-        plans: list[Plan] = []
-        scout(BASE, seed, 20, collecting(plans))
-        return plans
-
-    assert drawn(3) == drawn(3)
-    assert drawn(3) != drawn(4)
+    assert drawn(BASE, 3, 20) == drawn(BASE, 3, 20)
+    assert drawn(BASE, 3, 20) != drawn(BASE, 4, 20)
 
 
 _DRAWN = """
 import hashlib
 import msgspec
-from chaos.searching.oracle import Judged
 {imports}
-from tests.chaos.searching.test_hunt import BASE, collecting
-from chaos.searching.hunt import scout
-plans = []
-scout(BASE, 3, 40, collecting(plans))
-print(hashlib.sha256(msgspec.json.encode(plans)).hexdigest())
+from tests.chaos.searching.drawn import drawn
+from tests.chaos.searching.test_hunt import BASE
+print(hashlib.sha256(msgspec.json.encode(drawn(BASE, 3, 40))).hexdigest())
 """
 
 
